@@ -1,0 +1,412 @@
+"""What a run is: a value, checked when it is made, with a content key.
+
+Standard library only, so that naming, checking and comparing runs costs no import of torch.
+Names that appear here as choices (activations, norms, ...) are the keys of dict literals in the rooms that own
+them; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+PROTOCOL = 1
+"""Part of every key. Raise it whenever the numerics of training change, so that old runs are not taken for new ones."""
+
+KEY_LENGTH = 16
+
+ACTIVATIONS = ("sigmoid", "tanh", "relu", "leaky_relu", "elu", "selu", "gelu", "silu", "identity")
+NORMS = ("none", "batch", "layer", "group", "rms")
+SKIPS = ("none", "residual", "preactivation", "highway")
+INITS = ("torch_default", "xavier", "he", "orthogonal", "delta_orthogonal", "gaussian")
+FAMILIES = ("mlp", "cnn")
+OPTIMIZERS = ("sgd", "adam", "adamw")
+SCHEDULES = ("constant", "step", "cosine")
+LOSSES = ("cross_entropy", "mse")
+PRECISIONS = ("float32", "bf16")
+PROBES = (
+    "grad_norm",
+    "weight_norm",
+    "update_ratio",
+    "backward_norm",
+    "activation_mean",
+    "activation_std",
+    "saturation",
+    "dead_fraction",
+)
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot run: says what was given, what is allowed and which override to change."""
+
+
+@dataclass(frozen=True)
+class DatasetFacts:
+    """What is known of a data set before it is loaded: counts of images, image shape and number of classes."""
+
+    train: int
+    test: int
+    channels: int
+    size: int
+    classes: int
+
+
+DATASETS = {
+    "digits": DatasetFacts(train=1438, test=359, channels=1, size=8, classes=10),
+    "mnist": DatasetFacts(train=60_000, test=10_000, channels=1, size=28, classes=10),
+    "fashion_mnist": DatasetFacts(train=60_000, test=10_000, channels=1, size=28, classes=10),
+    "cifar10": DatasetFacts(train=50_000, test=10_000, channels=3, size=32, classes=10),
+    "cifar100": DatasetFacts(train=50_000, test=10_000, channels=3, size=32, classes=100),
+    "synthetic": DatasetFacts(train=1_000, test=200, channels=3, size=8, classes=10),
+}
+
+
+def _choice(default: str, names: tuple[str, ...], about: str) -> Any:
+    return field(default=default, metadata={"choices": names, "about": about})
+
+
+def _number(default: float | None, about: str, *, low: float = 0, high: float = math.inf, below: float = math.inf) -> Any:
+    """A field with low <= value <= high and value < below."""
+    return field(default=default, metadata={"low": low, "high": high, "below": below, "about": about})
+
+
+def _flag(default: bool, about: str) -> Any:
+    return field(default=default, metadata={"about": about})
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which images, cut how, augmented how."""
+
+    name: str = _choice("digits", tuple(DATASETS), "data set")
+    train_size: int | None = _number(None, "class-balanced subset of the training part (null: all)", low=1)
+    validation_fraction: float = _number(0.1, "share of the training data cut off to choose models on", below=1)
+    split_seed: int = _number(0, "which validation split and subset; apart from seed, so that seeds share them")
+    crop_padding: int = _number(0, "pad by this many pixels, then crop at random to the old size")
+    flip: bool = _flag(False, "mirror left to right at random")
+    cutout: int = _number(0, "side of a random square set to the mean colour")
+    label_noise: float = _number(0.0, "share of training labels replaced by another class", high=1)
+
+    def __post_init__(self) -> None:
+        _check_fields(self, "data")
+        facts = DATASETS[self.name]
+        if self.crop_padding >= facts.size:
+            raise ConfigError(
+                f"data.crop_padding={self.crop_padding} is too large for {self.name} images of {facts.size} pixels; "
+                f"choose less than {facts.size}"
+            )
+        if self.cutout > facts.size:
+            raise ConfigError(
+                f"data.cutout={self.cutout} is larger than {self.name} images; choose at most {facts.size}"
+            )
+        validation = round(self.validation_fraction * facts.train)
+        left = facts.train - validation
+        if left < facts.classes or validation < 1:
+            raise ConfigError(
+                f"data.validation_fraction={self.validation_fraction} leaves {left} images of {self.name} to train on "
+                f"and {validation} to validate on; choose it so that both hold some, such as 0.1"
+            )
+        if self.train_size is not None and not facts.classes <= self.train_size <= left:
+            raise ConfigError(
+                f"data.train_size={self.train_size} must be between {facts.classes} (one image a class) and {left} "
+                f"(what the validation split leaves of {self.name})"
+            )
+
+    @property
+    def training_images(self) -> int:
+        """How many images are trained on."""
+        facts = DATASETS[self.name]
+        return self.train_size or facts.train - round(self.validation_fraction * facts.train)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A point of skip x norm x init x activation, at a depth and a width."""
+
+    family: str = _choice("mlp", FAMILIES, "fully connected, or He et al.'s CIFAR convolutional family")
+    depth: int = _number(20, "number of weight layers from input to logits (gates and shortcuts not counted)", low=2)
+    width: int = _number(100, "units of an MLP's hidden layers; channels of a CNN's first stage", low=1)
+    stages: int = _number(3, "CNN: stages; each but the first halves the resolution and doubles the width", low=1)
+    activation: str = _choice("relu", ACTIVATIONS, "nonlinearity")
+    norm: str = _choice("none", NORMS, "normalization after each hidden weight layer")
+    norm_groups: int = _number(4, "groups of norm=group", low=1)
+    skip: str = _choice("none", SKIPS, "what bypasses a block of two weight layers")
+    init: str = _choice("he", INITS, "initialization of the weights")
+    sigma_w: float | None = _number(None, "gain of init=gaussian, orthogonal, delta_orthogonal (null: critical gain)")
+    sigma_b: float = _number(0.0, "standard deviation of the biases of the same three")
+    bias: bool = _flag(True, "biases in the hidden weight layers (the head always has one)")
+    dropout: float = _number(0.0, "probability of dropping a hidden activation", below=1)
+
+    def __post_init__(self) -> None:
+        _check_fields(self, "model")
+        if self.family == "cnn":
+            self._check_cnn_depth()
+        elif self.skip != "none" and (self.depth - 2) % 2:
+            raise ConfigError(
+                f"model.depth={self.depth} does not fit model.skip={self.skip}: blocks hold two weight layers between "
+                f"stem and head, so depth is even; choose {self.depth - 1} or {self.depth + 1}"
+            )
+        if self.norm == "group" and self.width % self.norm_groups:
+            raise ConfigError(
+                f"model.width={self.width} does not divide into model.norm_groups={self.norm_groups} groups; "
+                f"change either"
+            )
+        if self.init == "delta_orthogonal" and self.family == "mlp":
+            raise ConfigError(
+                "model.init=delta_orthogonal is for convolutions; with model.family=mlp choose model.init=orthogonal"
+            )
+        if self.init not in ("gaussian", "orthogonal", "delta_orthogonal"):
+            for name, unset in (("sigma_w", None), ("sigma_b", 0.0)):
+                if getattr(self, name) != unset:
+                    raise ConfigError(
+                        f"model.{name}={getattr(self, name)} has no effect with model.init={self.init}; "
+                        f"use it with model.init=gaussian, orthogonal or delta_orthogonal"
+                    )
+        if self.sigma_b > 0 and not self.bias:
+            raise ConfigError(f"model.sigma_b={self.sigma_b} needs biases; set model.bias=true or model.sigma_b=0")
+
+    def _check_cnn_depth(self) -> None:
+        period = 2 * self.stages
+        if (self.depth - 2) % period or self.depth < period + 2:
+            lower = max(1, (self.depth - 2) // period) * period + 2
+            raise ConfigError(
+                f"model.depth={self.depth} does not fit model.stages={self.stages}: a CNN of this family has "
+                f"{period}n + 2 weight layers; choose {lower} or {lower + period}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How the weights are changed, and for how long."""
+
+    steps: int = _number(600, "number of updates", low=1)
+    batch_size: int = _number(128, "images in a batch", low=1)
+    loss: str = _choice("cross_entropy", LOSSES, "loss; mse is taken between logits and one-hot targets")
+    label_smoothing: float = _number(0.0, "share of the target spread over all classes", below=1)
+    optimizer: str = _choice("sgd", OPTIMIZERS, "optimiser")
+    lr: float = _number(0.05, "peak learning rate")
+    momentum: float = _number(0.9, "momentum of sgd, beta1 of adam and adamw", below=1)
+    nesterov: bool = _flag(False, "Nesterov's form of momentum")
+    weight_decay: float = _number(0.0, "L2 penalty of sgd and adam, decoupled decay of adamw")
+    l1: float = _number(0.0, "factor of the L1 penalty on the weights")
+    clip_norm: float | None = _number(None, "largest norm of the whole gradient (null: no clipping)")
+    schedule: str = _choice("constant", SCHEDULES, "how the learning rate falls")
+    milestones: tuple[float, ...] = field(
+        default=(0.5, 0.75), metadata={"about": "schedule=step: parts of the training after which the rate falls"}
+    )
+    lr_decay: float = _number(0.1, "schedule=step: the factor by which it falls", high=1)
+    warmup_steps: int = _number(0, "steps over which the learning rate rises linearly to its peak")
+    eval_every: int = _number(100, "steps between evaluations on the validation split", low=1)
+    early_stopping: int | None = _number(None, "stop after this many evaluations without a better one", low=1)
+    precision: str = _choice("float32", PRECISIONS, "arithmetic of the forward and backward pass")
+
+    def __post_init__(self) -> None:
+        _check_fields(self, "train")
+        if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
+            raise ConfigError(
+                f"train.nesterov=true needs train.optimizer=sgd with momentum; given {self.optimizer} with "
+                f"train.momentum={self.momentum}"
+            )
+        if self.warmup_steps >= self.steps:
+            raise ConfigError(
+                f"train.warmup_steps={self.warmup_steps} must be less than train.steps={self.steps}"
+            )
+        if list(self.milestones) != sorted(set(self.milestones)) or not all(0 < part < 1 for part in self.milestones):
+            raise ConfigError(
+                f"train.milestones={list(self.milestones)} must rise and lie between 0 and 1, such as [0.5,0.75]"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbesConfig:
+    """Which per-layer numbers are read, and when. The first and the last update are always read."""
+
+    every: int = _number(100, "updates from one reading to the next (0: only the first and the last)")
+    names: tuple[str, ...] = field(default=PROBES, metadata={"choices": PROBES, "about": "which probes are read"})
+
+    def __post_init__(self) -> None:
+        _check_fields(self, "probes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One run. Equal values have equal keys; where and how it is launched is not part of it."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    probes: ProbesConfig = field(default_factory=ProbesConfig)
+    seed: int = _number(0, "seed of the named random streams")
+
+    def __post_init__(self) -> None:
+        _check_fields(self, "")
+        facts = DATASETS[self.data.name]
+        if self.train.batch_size > self.data.training_images:
+            raise ConfigError(
+                f"train.batch_size={self.train.batch_size} is more than the {self.data.training_images} images that "
+                f"are trained on; choose a smaller train.batch_size or a larger data.train_size"
+            )
+        if self.model.family == "cnn" and facts.size < 2 ** (self.model.stages - 1):
+            raise ConfigError(
+                f"model.stages={self.model.stages} halves {self.data.name} images of {facts.size} pixels to nothing; "
+                f"choose at most {facts.size.bit_length()} stages"
+            )
+
+    def key(self) -> str:
+        """The run's name: a hash of the protocol number and of every field that differs from its default."""
+        content = {"protocol": PROTOCOL, **_differences(to_mapping(self), to_mapping(RunConfig()))}
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """How many runs share the machine. Not part of a run's key."""
+
+    workers: int | None = _number(None, "runs trained at once (null: one for each core; on a GPU, one)", low=1)
+    threads: int | None = _number(None, "threads of each run (null: one in a sweep or for an MLP, else all)", low=1)
+
+    def __post_init__(self) -> None:
+        _check_fields(self, "sweep")
+
+
+def from_mapping(mapping: Mapping[str, Any]) -> RunConfig:
+    """The run that nested mappings describe, as read from YAML or JSON: lists become tuples, whole floats floats.
+
+    Raises ConfigError on an unknown key, a wrong type or an impossible value.
+    """
+    return _build(RunConfig, mapping, "")
+
+
+def build_sweep(mapping: Mapping[str, Any]) -> SweepConfig:
+    """The same for the launch section."""
+    return _build(SweepConfig, mapping, "sweep")
+
+
+def to_mapping(config: Any) -> dict[str, Any]:
+    """A configuration as nested dicts, lists and scalars, ready for YAML or JSON."""
+    return typing.cast("dict[str, Any]", json.loads(json.dumps(dataclasses.asdict(config))))
+
+
+def flat(config: RunConfig) -> dict[str, Any]:
+    """The same with dotted names: {"data.name": "digits", ..., "seed": 0}."""
+    return dict(_flatten(to_mapping(config), ""))
+
+
+def stream_seed(seed: int, name: str) -> int:
+    """Seed of a named random stream, below 2**63.
+
+    Each use of randomness draws from a stream of its own ("init", "order", "augment", "dropout", "label_noise",
+    "split"), so that a deeper net, which draws more initial weights, does not change the order of the data: runs of
+    equal seed are paired.
+    """
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "big") >> 1
+
+
+def describe_fields() -> Iterator[tuple[str, Any, str]]:
+    """Every override: its dotted name, its default, and a line about it with what is allowed."""
+    run = RunConfig()
+    for section in (run.data, run.model, run.train, run.probes):
+        prefix = type(section).__name__.removesuffix("Config").lower()
+        for item in dataclasses.fields(section):
+            yield f"{prefix}.{item.name}", getattr(section, item.name), _about(item)
+    yield "seed", run.seed, "seed of the named random streams"
+    for item in dataclasses.fields(SweepConfig):
+        yield f"sweep.{item.name}", item.default, _about(item)
+
+
+def _about(item: dataclasses.Field[Any]) -> str:
+    choices = item.metadata.get("choices")
+    return item.metadata["about"] + (f": {', '.join(choices)}" if choices else "")
+
+
+def _flatten(mapping: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in mapping.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _differences(given: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in given.items():
+        if isinstance(value, Mapping):
+            if inner := _differences(value, default[name]):
+                found[name] = inner
+        elif value != default[name]:
+            found[name] = value
+    return found
+
+
+def _build(cls: type[Any], mapping: Mapping[str, Any], prefix: str) -> Any:
+    hints = typing.get_type_hints(cls)
+    path = f"{prefix}." if prefix else ""
+    values: dict[str, Any] = {}
+    for name, value in mapping.items():
+        if name not in hints:
+            raise ConfigError(f"{path}{name} is not a setting{_did_you_mean(name, path, list(hints))}")
+        if dataclasses.is_dataclass(hints[name]):
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{path}{name}={value!r} must hold settings, such as {path}{name}.NAME=VALUE")
+            values[name] = _build(typing.cast("type[Any]", hints[name]), value, path + name)
+        else:
+            values[name] = tuple(value) if isinstance(value, list) else value
+    return cls(**values)
+
+
+def _did_you_mean(name: str, path: str, names: list[str]) -> str:
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {path}{near[0]}?" if near else f"; {path or 'settings are '}{', '.join(names)}"
+
+
+def _check_fields(config: Any, section: str) -> None:
+    """Types, choices and ranges of one dataclass; whole numbers given for floats become floats."""
+    hints = typing.get_type_hints(type(config))
+    for item in dataclasses.fields(config):
+        hint, value = hints[item.name], getattr(config, item.name)
+        if dataclasses.is_dataclass(hint):
+            continue
+        path = f"{section}.{item.name}" if section else item.name
+        value = _coerce(path, hint, value)
+        object.__setattr__(config, item.name, value)
+        for element in value if isinstance(value, tuple) else (value,):
+            _check_value(path, item.metadata, element)
+
+
+def _coerce(path: str, hint: Any, value: Any) -> Any:
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, (tuple, list)):
+            raise ConfigError(f"{path}={value!r} must be a list, such as {path}=[A,B]")
+        return tuple(_coerce(path, typing.get_args(hint)[0], element) for element in value)
+    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if float in allowed and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) not in allowed:
+        wanted = " or ".join("null" if kind is type(None) else kind.__name__ for kind in allowed)
+        raise ConfigError(f"{path}={value!r} must be of type {wanted}")
+    return value
+
+
+def _check_value(path: str, rules: Mapping[str, Any], value: Any) -> None:
+    choices = rules.get("choices")
+    if choices is not None and value not in choices:
+        near = difflib.get_close_matches(str(value), choices, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"{path}={value} must be one of {', '.join(choices)}{hint}")
+    if "low" not in rules or value is None:
+        return
+    low, high, below = rules["low"], rules["high"], rules["below"]
+    if not (math.isfinite(value) and low <= value <= high and value < below):
+        bounds = [f"at least {low}"]
+        bounds += [f"at most {high}"] if high < math.inf else []
+        bounds += [f"less than {below}"] if below < math.inf else []
+        raise ConfigError(f"{path}={value} must be {' and '.join(bounds)}")

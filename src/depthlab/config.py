@@ -14,7 +14,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -323,6 +323,12 @@ def describe_fields() -> Iterator[tuple[str, Any, str]]:
         yield f"sweep.{item.name}", item.default, _about(item)
 
 
+def suggest(given: str, names: Sequence[str]) -> str:
+    """The end of an error about an unknown name: the nearest known one, if one is near."""
+    near = difflib.get_close_matches(given, names, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
 def _about(item: dataclasses.Field[Any]) -> str:
     choices = item.metadata.get("choices")
     return item.metadata["about"] + (f": {', '.join(choices)}" if choices else "")
@@ -353,7 +359,7 @@ def _build(cls: type[Any], mapping: Mapping[str, Any], prefix: str) -> Any:
     values: dict[str, Any] = {}
     for name, value in mapping.items():
         if name not in hints:
-            raise ConfigError(f"{path}{name} is not a setting{_did_you_mean(name, path, list(hints))}")
+            raise ConfigError(f"{path}{name} is not a setting{suggest(path + name, [path + known for known in hints])}")
         if dataclasses.is_dataclass(hints[name]):
             if not isinstance(value, Mapping):
                 raise ConfigError(f"{path}{name}={value!r} must hold settings, such as {path}{name}.NAME=VALUE")
@@ -361,11 +367,6 @@ def _build(cls: type[Any], mapping: Mapping[str, Any], prefix: str) -> Any:
         else:
             values[name] = tuple(value) if isinstance(value, list) else value
     return cls(**values)
-
-
-def _did_you_mean(name: str, path: str, names: list[str]) -> str:
-    near = difflib.get_close_matches(name, names, n=1)
-    return f"; did you mean {path}{near[0]}?" if near else f"; {path or 'settings are '}{', '.join(names)}"
 
 
 def _check_fields(config: Any, section: str) -> None:
@@ -399,9 +400,7 @@ def _coerce(path: str, hint: Any, value: Any) -> Any:
 def _check_value(path: str, rules: Mapping[str, Any], value: Any) -> None:
     choices = rules.get("choices")
     if choices is not None and value not in choices:
-        near = difflib.get_close_matches(str(value), choices, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ConfigError(f"{path}={value} must be one of {', '.join(choices)}{hint}")
+        raise ConfigError(f"{path}={value} must be one of {', '.join(choices)}{suggest(str(value), choices)}")
     if "low" not in rules or value is None:
         return
     low, high, below = rules["low"], rules["high"], rules["below"]

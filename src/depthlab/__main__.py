@@ -1,0 +1,7 @@
+"""`python -m depthlab`."""
+
+import sys
+
+from depthlab.cli import main
+
+sys.exit(main())

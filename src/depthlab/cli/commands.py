@@ -1,0 +1,147 @@
+"""What the commands do."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Self
+
+import torch
+from tqdm import tqdm
+
+from depthlab import figures, runs
+from depthlab.cli import experiments
+from depthlab.cli.compose import Composer, Launch
+from depthlab.config import ConfigError, RunConfig
+from depthlab.data import DataError
+from depthlab.runs.provenance import provenance
+from depthlab.training import available_cores, prepare_process, resolve_device
+
+EXPECTED_ERRORS = (DataError, runs.StoreError, PermissionError)
+"""Faults of files and folders, told in one line; anything else is a defect and shows its traceback."""
+
+
+def train(options: Namespace) -> int:
+    """One run or a sweep."""
+    launches, is_sweep = _launches(options.overrides, options.multirun)
+    device = resolve_device(launches[0].device)
+    if not is_sweep:
+        return _train_one(launches[0], device)
+    outcome = runs.sweep([launch.run for launch in launches], device=device, launch=launches[0].sweep)
+    print(f"{outcome.trained} runs trained, {outcome.found} found finished, {len(outcome.failures)} failed")
+    for key, reason in outcome.failures:
+        print(f"  {key} {reason}", file=sys.stderr)
+    return 1 if outcome.failures else 0
+
+
+def figure(options: Namespace) -> int:
+    """Draws an experiment."""
+    experiment = experiments.load(options.name)
+    script = experiments.script(options.name)
+    folder = runs.results_root() / options.name
+    if options.redraw:
+        claims = figures.redraw(folder, script)
+    else:
+        scale, overrides = _take(options.overrides, "scale", "laptop")
+        experiments.check_scale(scale)
+        launches = experiment.launches(Composer(experiments.folder("configs")), scale, overrides)
+        try:
+            readings = runs.load_readings([launch.run for launch in launches], script.PROBES)
+        except runs.StoreError as error:
+            again = " ".join(["depthlab train", f"experiment={options.name}", f"scale={scale}", *overrides])
+            raise runs.StoreError(f"{error}; train them with: {again}") from None
+        origin = {"experiment": options.name, "scale": scale, "overrides": overrides, **provenance()}
+        origin["runs"] = runs.cost([launch.run for launch in launches])
+        claims = figures.write(folder, script, readings, origin)
+    for claim in claims:
+        print(f"{claim.verdict:>13}: {claim.statement}")
+    print(f"wrote {folder}/figure.png, table.md, claims.md")
+    return 0
+
+
+def list_runs(options: Namespace) -> int:
+    """The ledger."""
+    name, overrides = _take(options.overrides, "experiment", "")
+    if name:
+        entries = runs.ledger([launch.run for launch in _launches(options.overrides, True)[0]])
+    elif overrides:
+        raise ConfigError(f"{overrides[0]}: depthlab runs takes experiment=NAME with scale and other settings, or nothing")
+    else:
+        entries = runs.ledger()
+    for entry in entries:
+        print(f"{entry.key}  {entry.status:<11}  {entry.about:<28}  {entry.settings}".rstrip())
+    counts = Counter(entry.status for entry in entries)
+    print(", ".join(f"{count} {status}" for status, count in counts.items()) or f"no runs in {runs.runs_root()}")
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Namespace], int]] = {"train": train, "figure": figure, "runs": list_runs}
+
+
+def _launches(overrides: Sequence[str], multirun: bool) -> tuple[list[Launch], bool]:
+    """The runs that a command line stands for, and whether it is a sweep."""
+    composer = Composer(experiments.folder("configs"))
+    name, rest = _take(overrides, "experiment", "")
+    if not name:
+        launches = list(composer.sweep(rest))
+        if len(launches) > 1 and not multirun:
+            raise ConfigError(f"these settings stand for {len(launches)} runs; give -m to train them as a sweep")
+        return launches, multirun
+    scale, rest = _take(rest, "scale", "laptop")
+    composer.parse(rest)
+    return experiments.load(name).launches(composer, experiments.check_scale(scale), rest), True
+
+
+def _take(overrides: Sequence[str], name: str, default: str) -> tuple[str, list[str]]:
+    """The value of one override, the last if it is given twice, and the others."""
+    values = [text.partition("=")[2] for text in overrides if text.startswith(f"{name}=")]
+    return (values[-1] if values else default), [text for text in overrides if not text.startswith(f"{name}=")]
+
+
+def _train_one(launch: Launch, device: torch.device) -> int:
+    config = launch.run
+    # small matrices are slower on many threads than on one
+    prepare_process(launch.sweep.threads or (1 if config.model.family == "mlp" else available_cores()))
+    run = runs.Run.of(config)
+    was_there = run.status().finished
+    with _Progress(config) as progress:
+        runs.execute(config, device=device, progress=progress)
+    record = run.record()
+    if record["status"] == "diverged":
+        print(f"diverged at step {record['diverged_step']}: the loss is not finite")
+    else:
+        metrics = record["metrics"]
+        print(
+            f"test error {metrics['test_error']:.2%} after {record['steps']} steps "
+            f"({metrics['chosen_test_error']:.2%} with the weights that validation chose, "
+            f"step {metrics['chosen_step']:.0f})"
+        )
+    print(f"{'found' if was_there else 'wrote'} {run.folder}")
+    return 0
+
+
+class _Progress:
+    """A bar on a terminal, a line at each tenth of the way elsewhere."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._steps = config.train.steps
+        self._bar = tqdm(total=self._steps, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)
+
+    def __call__(self, done: int, loss: float, validation_error: float | None) -> None:
+        accuracy = "" if validation_error is None else f", validation accuracy {1 - validation_error:.2%}"
+        if not self._bar.disable:
+            self._bar.set_postfix_str(f"loss {loss:.4g}{accuracy}", refresh=False)
+            self._bar.update(done - self._bar.n)
+        elif done == self._steps or done % max(1, self._steps // 10) == 0:
+            print(f"step {done}/{self._steps}: loss {loss:.4g}{accuracy}", file=sys.stderr, flush=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.close()

@@ -1,0 +1,122 @@
+"""From Hydra's overrides to runs. The only importer of hydra."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import typing
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from depthlab.config import ConfigError, RunConfig, SweepConfig, build_sweep, describe_fields, from_mapping, suggest
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A run, and how it is launched."""
+
+    run: RunConfig
+    device: str
+    sweep: SweepConfig
+
+
+class Composer:
+    """Composes configurations from the YAML files of a folder."""
+
+    def __init__(self, configs: Path) -> None:
+        self._configs = configs
+        self._groups = sorted(path.name for path in configs.iterdir() if path.is_dir() and path.name != "experiment")
+        self._names = {name for name, _, _ in describe_fields()} | {"device"}
+        self._bases: dict[tuple[str, ...], dict[str, Any]] = {}
+        ConfigStore.instance().store(name="schema", node=_schema())
+
+    def sweep(self, overrides: Sequence[str]) -> Iterator[Launch]:
+        """Every run that overrides such as `model.depth=5,10 seed=range(3)` stand for, the last one varying fastest."""
+        parsed = self.parse(overrides)
+        choices = [_choices(override) for override in parsed]
+        for chosen in itertools.product(*choices):
+            yield self.compose(chosen)
+
+    def parse(self, overrides: Sequence[str]) -> list[Override]:
+        """Checked overrides: their grammar, and that what they set is there."""
+        parsed = []
+        for text in overrides:
+            try:
+                parsed.append(OverridesParser.create().parse_override(text))
+            except HydraException:
+                raise ConfigError(f"cannot read {text!r}; settings are given as NAME=VALUE, such as model.depth=50") from None
+            self._check(parsed[-1])
+        return parsed
+
+    def compose(self, overrides: Sequence[str]) -> Launch:
+        """The run of overrides that hold one value each."""
+        groups = tuple(text for text in overrides if text.partition("=")[0] in self._groups)
+        values = [text for text in overrides if text not in groups]
+        try:
+            base = OmegaConf.create(self._base(groups))
+            parser = OverridesParser.create()
+            for override in map(parser.parse_override, values):
+                OmegaConf.update(base, override.key_or_group, override.value(), force_add=True)
+            mapping = typing.cast("dict[str, Any]", OmegaConf.to_container(base, resolve=True))
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(_plain_words(error)) from None
+        device, sweep = mapping.pop("device"), mapping.pop("sweep")
+        return Launch(from_mapping(mapping), str(device), build_sweep(sweep))
+
+    def _base(self, groups: tuple[str, ...]) -> dict[str, Any]:
+        """What Hydra composes for a choice of files; each choice is composed once."""
+        if groups not in self._bases:
+            with initialize_config_dir(config_dir=str(self._configs), version_base="1.3"):
+                composed = compose("config", overrides=list(groups))
+            self._bases[groups] = typing.cast("dict[str, Any]", OmegaConf.to_container(composed))
+        return self._bases[groups]
+
+    def _check(self, override: Override) -> None:
+        name = override.key_or_group
+        if override.is_add() or override.is_delete() or override.package is not None:
+            raise ConfigError(f"{override.input_line}: settings can be changed, not added or removed; write {name}=VALUE")
+        if name in self._groups:
+            allowed = sorted(path.stem for path in (self._configs / name).glob("*.yaml"))
+            for choice in _choices(override):
+                value = choice.partition("=")[2]
+                if value not in allowed:
+                    raise ConfigError(f"{name}={value} must be one of {', '.join(allowed)}{suggest(value, allowed)}")
+        elif name not in self._names:
+            raise ConfigError(f"{name} is not a setting{suggest(name, [*self._groups, *sorted(self._names)])}")
+
+
+def _choices(override: Override) -> list[str]:
+    """The overrides of one value each that a sweep such as a=1,2 or a=range(3) stands for."""
+    if not override.is_sweep_override():
+        return [str(override.input_line)]
+    return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+
+
+def _schema() -> Any:
+    """The dataclasses, typed. OmegaConf makes frozen ones read-only, and then nothing could be merged into them."""
+    run = OmegaConf.structured(RunConfig)
+    schema = OmegaConf.create({"device": "auto", "seed": run.seed, "sweep": OmegaConf.structured(SweepConfig)})
+    for name in ("data", "model", "train", "probes"):
+        schema[name] = run[name]
+    for section in schema:
+        if OmegaConf.is_config(schema[section]):
+            OmegaConf.set_readonly(schema[section], False)
+    OmegaConf.set_struct(schema, True)
+    return schema
+
+
+def _plain_words(error: Exception) -> str:
+    """A message of Hydra's or OmegaConf's in one line, with the setting's name in front."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    named = re.search(r"full_key: (\S+)", str(error))
+    return f"{named.group(1)}: {lines[0]}" if named else lines[0]

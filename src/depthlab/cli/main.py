@@ -1,0 +1,109 @@
+"""`depthlab`: the commands, their help, and how errors are told.
+
+Nothing heavy is imported until a command needs it, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from depthlab.config import ConfigError, describe_fields
+
+DESCRIPTION = "Trains deep networks, reads them layer by layer, and shows what depth does to them."
+EXAMPLES = """examples:
+  depthlab train model.depth=50 model.activation=sigmoid     one run on the built-in digits
+  depthlab train -m model.depth=5,20,50 "seed=range(3)"      a sweep; typed again, it trains only what is missing
+  depthlab train experiment=vanishing_gradients scale=smoke  the runs of a figure
+  depthlab figure vanishing_gradients scale=smoke            that figure, its table and its claims
+  depthlab runs                                              the state of every run
+
+environment:
+  DEPTHLAB_DATA      where data sets are kept (default: a cache folder of the user's)
+  DEPTHLAB_RESULTS   where runs and figures are written (default: ./results)
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; returns its exit status: 0, 1 (a run or a file failed), 2 (a wrong argument) or 130 (Ctrl-C)."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.command is None:
+        parser.print_help()
+        return 2
+    from depthlab.cli import commands
+
+    try:
+        return commands.COMMANDS[options.command](options)
+    except ConfigError as error:
+        print(f"depthlab: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ndepthlab: stopped; finished runs are kept, type the same command to go on", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+    except commands.EXPECTED_ERRORS as error:
+        print(f"depthlab: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        "depthlab", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=formatter, allow_abbrev=False
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+
+    train = commands.add_parser(
+        "train",
+        help="train one run, a sweep (-m), or the runs of an experiment (experiment=NAME)",
+        description="Trains what is not finished yet. A run with the same settings is never trained twice.",
+        epilog=_settings_help(),
+        formatter_class=formatter,
+        allow_abbrev=False,
+    )
+    train.add_argument("-m", "--multirun", action="store_true", help="values such as 5,10 or range(3) are a sweep")
+    _add_overrides(train)
+
+    figure = commands.add_parser(
+        "figure",
+        help="draw the figure, table and claims of an experiment from finished runs",
+        description="Writes figure.png, figure.svg, table.md, table.csv, claims.md, readings.csv.gz and provenance.json "
+        "into the experiment's folder of the results.",
+        allow_abbrev=False,
+    )
+    figure.add_argument("name", metavar="NAME", help="the experiment")
+    figure.add_argument("--redraw", action="store_true", help="from the folder's readings.csv.gz, without any run")
+    _add_overrides(figure)
+
+    runs = commands.add_parser(
+        "runs",
+        help="list runs: done, running, interrupted, failed, diverged, missing",
+        description="The state of every run in the results, or, with experiment=NAME, of the runs it declares.",
+        allow_abbrev=False,
+    )
+    _add_overrides(runs)
+    return parser
+
+
+def _add_overrides(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("overrides", nargs="*", metavar="NAME=VALUE", help="settings, such as model.depth=50")
+
+
+def _settings_help() -> str:
+    lines = [
+        "files of settings (configs/GROUP/NAME.yaml):  data=NAME  model=NAME  train=NAME",
+        "experiments:  experiment=NAME, with scale=smoke, laptop (default) or paper",
+        "",
+        "settings and their defaults:",
+    ]
+    for name, default, about in describe_fields():
+        value = str(list(default) if isinstance(default, tuple) else default)
+        shown = {"None": "null", "True": "true", "False": "false"}.get(value, value)
+        lines.append(f"  {name}={shown if len(shown) < 30 else '[...]'}\n      {about}")
+    lines.append("  device=auto\n      auto (CUDA where there is one), cpu, cuda or cuda:N")
+    return "\n".join(lines)
+

@@ -1,0 +1,153 @@
+"""Reading a network during one update of its training, without touching it.
+
+Hooks sit on the modules only while a `Reading` is open; they compute numbers from detached tensors and return
+nothing, so that values, gradients and random state are those of an unmeasured update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from depthlab.probes import statistics
+
+ACTIVATION_PROBES = ("activation_mean", "activation_std", "saturation", "dead_fraction")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One number: which probe, of which weight layer; depth counts weight layers from the input, from 1."""
+
+    layer: str
+    depth: int
+    probe: str
+    value: float
+
+
+class Reading:
+    """What the probes see of one update.
+
+    >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> with Reading(model, [("0", model[0]), ("2", model[2])], ["grad_norm", "update_ratio"]) as reading:
+    ...     model(torch.ones(5, 3)).sum().backward()
+    >>> reading.before_update()
+    >>> optimizer.step()
+    >>> [(row.layer, row.probe) for row in reading.rows()]
+    [('0', 'grad_norm'), ('0', 'update_ratio'), ('2', 'grad_norm'), ('2', 'update_ratio')]
+
+    model: any module whose forward pass runs the layers.
+    layers: its weight layers (Linear, Conv), with names, in the order data flows.
+    probes: names out of `depthlab.config.PROBES`.
+
+    `backward_norm` is the norm of dL/dz, the gradient with respect to a weight layer's own output, over the whole
+    batch; for a loss that is a mean over the batch it carries the mean's 1/N. Activation statistics are of the output
+    of the activation module that runs next after the layer (saturation: of its input); a layer that none follows,
+    such as the head, has the mean and standard deviation of its own output.
+    """
+
+    def __init__(self, model: nn.Module, layers: Sequence[tuple[str, nn.Module]], probes: Sequence[str]) -> None:
+        self._model = model
+        self._layers = [(name, layer, _weight(layer)) for name, layer in layers]
+        self._probes = frozenset(probes)
+        self._handles: list[RemovableHandle] = []
+        self._current: int | None = None
+        self._values: dict[tuple[int, str], Tensor] = {}
+        self._weights_before: list[Tensor] = []
+
+    def __enter__(self) -> Self:
+        positions = {layer: position for position, (_, layer, _) in enumerate(self._layers)}
+        for module in self._model.modules():
+            if module in positions:
+                self._handles.append(module.register_forward_hook(self._after_layer(positions[module])))
+            elif isinstance(module, ACTIVATIONS) and not self._probes.isdisjoint(ACTIVATION_PROBES):
+                self._handles.append(module.register_forward_hook(self._after_activation))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def before_update(self) -> None:
+        """Reads gradients and weights. To be called after backward, before clipping and the optimiser's step."""
+        for position, (_, _, weight) in enumerate(self._layers):
+            if "grad_norm" in self._probes and weight.grad is not None:
+                self._values[position, "grad_norm"] = statistics.norm(weight.grad)
+            if "weight_norm" in self._probes:
+                self._values[position, "weight_norm"] = statistics.norm(weight.detach())
+        if "update_ratio" in self._probes:
+            self._weights_before = [weight.detach().clone() for _, _, weight in self._layers]
+
+    def rows(self) -> list[Row]:
+        """All numbers, layer by layer in depth order. To be called after the optimiser's step."""
+        for position, before in enumerate(self._weights_before):
+            after = self._layers[position][2].detach()
+            self._values[position, "update_ratio"] = statistics.relative_change(after, before)
+        self._weights_before = []
+        # one transfer from the device for all of them
+        numbers = torch.stack(list(self._values.values())).tolist() if self._values else []
+        found = [
+            Row(self._layers[position][0], position + 1, probe, number)
+            for (position, probe), number in zip(self._values, numbers, strict=True)
+        ]
+        return sorted(found, key=lambda row: (row.depth, row.probe))
+
+    def _after_layer(self, position: int) -> Callable[[nn.Module, Any, Tensor], None]:
+        def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+            self._current = position
+            self._read_spread(output.detach())
+            if "backward_norm" in self._probes and output.requires_grad:
+                # on the tensor, not the module: a module's backward hook breaks in-place operations that follow
+                output.register_hook(lambda gradient: self._read_backward(position, gradient))
+
+        return hook
+
+    def _after_activation(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if self._current is None:
+            return
+        self._read_spread(output.detach())
+        edge = statistics.SATURATION_EDGES.get(type(module))
+        if edge is not None and "saturation" in self._probes:
+            self._values[self._current, "saturation"] = statistics.saturation(inputs[0].detach(), edge)
+        if isinstance(module, statistics.RECTIFIERS) and "dead_fraction" in self._probes:
+            self._values[self._current, "dead_fraction"] = statistics.dead_fraction(output.detach())
+        self._current = None  # only the first activation after a layer is its own
+
+    def _read_spread(self, values: Tensor) -> None:
+        assert self._current is not None
+        if "activation_mean" in self._probes:
+            self._values[self._current, "activation_mean"] = statistics.mean(values)
+        if "activation_std" in self._probes:
+            self._values[self._current, "activation_std"] = statistics.std(values)
+
+    def _read_backward(self, position: int, gradient: Tensor) -> None:
+        self._values[position, "backward_norm"] = statistics.norm(gradient)
+
+
+ACTIVATIONS = (
+    nn.Sigmoid,
+    nn.Tanh,
+    nn.ReLU,
+    nn.ReLU6,
+    nn.LeakyReLU,
+    nn.ELU,
+    nn.SELU,
+    nn.GELU,
+    nn.SiLU,
+)
+
+
+def _weight(layer: nn.Module) -> nn.Parameter:
+    weight = getattr(layer, "weight", None)
+    if not isinstance(weight, nn.Parameter):
+        raise TypeError(f"{type(layer).__name__} has no weight to read; give Linear or convolution layers")
+    return weight

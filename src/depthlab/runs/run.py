@@ -1,0 +1,217 @@
+"""One run, from a configuration to a table."""
+
+from __future__ import annotations
+
+import copy
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from depthlab import data, nets
+from depthlab.config import PROTOCOL, DataConfig, RunConfig
+from depthlab.probes import Row
+from depthlab.runs.provenance import provenance
+from depthlab.runs.store import COLUMNS, Run, Status
+from depthlab.training import Evaluation, evaluate, train
+
+NETWORK = "network"
+"""The layer name of readings of the whole network; their depth is 0."""
+
+FETCH_EVERY = 50
+"""Losses are fetched from the device, and looked at for divergence, in blocks of this many updates."""
+
+Progress = Callable[[int, float, float | None], None]
+"""Called with the number of updates done, the last loss, and the last validation error."""
+
+
+def execute(
+    config: RunConfig, *, root: Path | None = None, device: torch.device, progress: Progress | None = None
+) -> Run:
+    """The finished run of a configuration: loaded if it is there, trained if it is not.
+
+    One process at a time trains a run; another that asks for it waits, and then finds it done. An exception ends the
+    run as failed, with its traceback in error.txt, and is raised.
+    """
+    run = Run.of(config, root)
+    if run.status().finished:
+        return run
+    with run.locked():
+        if run.status().finished:
+            return run
+        started = time.perf_counter()
+        record = {
+            "key": run.key,
+            "protocol": PROTOCOL,
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "device": _device_name(device),
+            "threads": torch.get_num_threads(),
+            **provenance(),
+        }
+        run.begin(config, record)
+        try:
+            with torch.random.fork_rng():
+                outcome = Trial(config, device, progress).run()
+        except BaseException as error:
+            (run.folder / "error.txt").write_text(traceback.format_exc())
+            status = Status.FAILED if isinstance(error, Exception) else Status.INTERRUPTED
+            run.write_record({"status": status, "error": _one_line(error), **record})
+            raise
+        run.write_readings(outcome.pop("readings"))
+        run.write_record({**outcome, "wall_seconds": round(time.perf_counter() - started, 3), **record})
+        return run
+
+
+class Trial:
+    """What a run has in memory while it is trained."""
+
+    def __init__(self, config: RunConfig, device: torch.device, progress: Progress | None = None) -> None:
+        self.config = config
+        self.progress = progress
+        self.splits = load_splits(config.data, device)
+        shape = self.splits.train.images.shape
+        self.model = nets.build(
+            config.model, channels=shape[1], size=shape[2], classes=len(self.splits.classes), seed=config.seed
+        ).to(device)
+        if config.model.family == "cnn":
+            # a third of the step time of small convolutions on the CPU
+            self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.layers = nets.weight_layers(self.model)
+        self.rows: list[tuple[int, str, int, str, float]] = []
+        self.pending: list[tuple[int, torch.Tensor]] = []
+        self.last_loss = float("nan")
+        self.chosen: Chosen | None = None
+        self.validation_error: float | None = None
+
+    def run(self) -> dict[str, Any]:
+        """Trains, evaluates, and returns status, metrics and the long table of readings."""
+        config = self.config.train
+        done = 0
+        for update in self._updates():
+            done = update.step + 1
+            self._keep(update.step, update.rows)
+            self.pending.append((update.step, torch.stack([update.loss, update.error])))
+            evaluating = done % config.eval_every == 0 or done == config.steps
+            if (evaluating or len(self.pending) == FETCH_EVERY) and not self._fetch():
+                return self._diverged()
+            if evaluating and self._is_overdue(done):
+                break
+            if self.progress:
+                self.progress(done, self.last_loss, self.validation_error)
+        return self._finished(done)
+
+    def _updates(self) -> Iterator[Any]:
+        splits, config = self.splits, self.config
+        batches = data.Batches(
+            splits.train,
+            config.data,
+            batch_size=config.train.batch_size,
+            seed=config.seed,
+            mean=splits.mean,
+            std=splits.std,
+        )
+        return train(self.model, self.layers, batches, config.train, config.probes, seed=config.seed)
+
+    def _fetch(self) -> bool:
+        """Moves losses to the host; False if one of them is not finite."""
+        values = torch.stack([pair for _, pair in self.pending]).tolist()
+        for (step, _), (loss, error) in zip(self.pending, values, strict=True):
+            self._note(step, "train_loss", loss)
+            self._note(step, "batch_error", error)
+        self.pending.clear()
+        self.last_loss = values[-1][0]
+        return all(map(_is_finite, (loss for loss, _ in values)))
+
+    def _is_overdue(self, done: int) -> bool:
+        """Evaluates, keeps the best weights, and says whether early stopping has had enough."""
+        result = self.evaluate(self.splits.validation)
+        self._note(done, "validation_loss", result.loss)
+        self._note(done, "validation_error", result.error)
+        self.validation_error = result.error
+        if self.chosen is None or result.error < self.chosen.error:
+            self.chosen = Chosen(done, result.error, copy.deepcopy(self.model.state_dict()))
+        else:
+            self.chosen.evaluations_since += 1
+        patience = self.config.train.early_stopping
+        return patience is not None and self.chosen.evaluations_since >= patience
+
+    def _finished(self, done: int) -> dict[str, Any]:
+        """Reads the test set, once: with the last weights and with those that validation chose."""
+        assert self.chosen is not None
+        part = data.Images(
+            self.splits.train.images[: len(self.splits.validation.labels)],
+            self.splits.train.labels[: len(self.splits.validation.labels)],
+        )
+        last, training = self.evaluate(self.splits.test), self.evaluate(part)
+        self.model.load_state_dict(self.chosen.weights)
+        chosen = self.evaluate(self.splits.test)
+        metrics = {
+            "train_error": training.error,
+            "test_loss": last.loss,
+            "test_error": last.error,
+            "chosen_test_error": chosen.error,
+            "chosen_step": float(self.chosen.step),
+        }
+        for name, value in metrics.items():
+            self._note(done, name, value)
+        metrics["validation_error"] = self.validation_error or 0.0
+        return {"status": Status.DONE, "steps": done, "metrics": metrics, "readings": self._table()}
+
+    def _diverged(self) -> dict[str, Any]:
+        """The loss is no number: keeps what was read up to and at that update."""
+        table = self._table()
+        losses = table[table["probe"] == "train_loss"]
+        step = int(losses.loc[~losses["value"].map(_is_finite), "step"].min())
+        return {"status": Status.DIVERGED, "diverged_step": step, "readings": table[table["step"] <= step]}
+
+    def evaluate(self, images: data.Images) -> Evaluation:
+        """Loss and error on a part of the data."""
+        batches = data.evaluation_batches(images, mean=self.splits.mean, std=self.splits.std)
+        return evaluate(self.model, batches, self.config.train)
+
+    def _note(self, step: int, probe: str, value: float) -> None:
+        self.rows.append((step, NETWORK, 0, probe, value))
+
+    def _keep(self, step: int, rows: Any) -> None:
+        row: Row
+        for row in rows:
+            self.rows.append((step, row.layer, row.depth, row.probe, row.value))
+
+    def _table(self) -> pd.DataFrame:
+        table = pd.DataFrame(self.rows, columns=list(COLUMNS)).astype(COLUMNS)
+        return table.sort_values(["step", "depth", "probe"], kind="stable", ignore_index=True)
+
+
+class Chosen:
+    """The weights that did best on the validation split."""
+
+    def __init__(self, step: int, error: float, weights: dict[str, Any]) -> None:
+        self.step = step
+        self.error = error
+        self.weights = weights
+        self.evaluations_since = 0
+
+
+@lru_cache(maxsize=2)
+def load_splits(config: DataConfig, device: torch.device) -> data.Splits:
+    """The data of a configuration; the last two are kept, since the runs of a sweep share them."""
+    return data.load(config, device)
+
+
+def _is_finite(value: float) -> bool:
+    return value - value == 0
+
+
+def _device_name(device: torch.device) -> str:
+    return f"cuda: {torch.cuda.get_device_name(device)}" if device.type == "cuda" else device.type
+
+
+def _one_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

@@ -1,0 +1,132 @@
+"""The training loop: a generator that yields once for every update."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from depthlab.config import ProbesConfig, TrainConfig, stream_seed
+from depthlab.data import Batches
+from depthlab.probes import Reading, Row
+from depthlab.training.optimizers import build_optimizer, learning_rate
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """One update. `step` counts from 0: the readings are of the weights after `step` updates, on the batch `step`.
+
+    `loss` (the mean over the batch, before the update) and `error` (share of the batch classified wrongly, in
+    training mode) stay on the device, so that nothing waits for it.
+    """
+
+    step: int
+    loss: Tensor
+    error: Tensor
+    rows: Sequence[Row] = field(default=())
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Mean loss, and the share of images classified wrongly, in [0, 1]."""
+
+    loss: float
+    error: float
+
+
+def train(
+    model: nn.Module,
+    layers: Sequence[tuple[str, nn.Module]],
+    batches: Batches,
+    config: TrainConfig,
+    probes: ProbesConfig,
+    *,
+    seed: int,
+    start: int = 0,
+) -> Iterator[Update]:
+    """Trains a model in place, one update an item.
+
+    Everything random in an update is a function of (seed, step): the batch and its augmentation, and dropout, for
+    which torch's global generator is seeded anew at each update.
+    """
+    optimizer = build_optimizer(model, config)
+    weights = [layer.get_parameter("weight") for _, layer in layers]
+    uses_dropout = any(isinstance(module, nn.Dropout) for module in model.modules())
+    model.train()
+    for step in range(start, config.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(config, step)
+        if uses_dropout:
+            torch.manual_seed(stream_seed(seed, f"dropout/{step}"))
+        inputs, labels = batches[step]
+        with Reading(model, layers, probes.names) if is_read(step, config, probes) else nullcontext() as reading:
+            with forward_precision(config, inputs.device):
+                logits = model(inputs)
+            logits = logits.float()
+            loss = criterion(logits, labels, config)
+            loss.backward()  # type: ignore[no-untyped-call]
+        if reading:
+            reading.before_update()
+        if config.l1:
+            add_l1_gradient(weights, config.l1)
+        if config.clip_norm is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            error = (logits.argmax(dim=1) != labels).float().mean()
+        yield Update(step, loss.detach(), error, reading.rows() if reading else ())
+
+
+def is_read(step: int, config: TrainConfig, probes: ProbesConfig) -> bool:
+    """Whether the probes read this update: the first, the last, and every so many between."""
+    return step in (0, config.steps - 1) or (probes.every > 0 and step % probes.every == 0)
+
+
+def criterion(logits: Tensor, labels: Tensor, config: TrainConfig) -> Tensor:
+    """Loss of logits (n, classes) against labels (n,), a mean over the batch.
+
+    mse is the mean over batch and classes of (logits - targets)^2, targets one-hot. Label smoothing e makes the
+    target (1 - e) one-hot + e / classes in both (Szegedy et al. 2016, section 7).
+    """
+    if config.loss == "cross_entropy":
+        return F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+    classes = logits.shape[1]
+    targets = F.one_hot(labels, classes) * (1 - config.label_smoothing) + config.label_smoothing / classes
+    return F.mse_loss(logits, targets.to(logits.dtype))
+
+
+@torch.no_grad()
+def add_l1_gradient(weights: Iterable[nn.Parameter], factor: float) -> None:
+    """Adds the subgradient factor * sign(w) of the penalty factor * sum |w| to each weight's gradient."""
+    for weight in weights:
+        if weight.grad is not None:
+            weight.grad.add_(weight.sign(), alpha=factor)
+
+
+def forward_precision(config: TrainConfig, device: torch.device) -> torch.autocast:
+    """The autocast context of the forward pass; off for float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], config: TrainConfig) -> Evaluation:
+    """Loss and error over batches of (inputs, labels), in evaluation mode; the model's own mode is put back."""
+    was_training = model.training
+    model.eval()
+    count = 0
+    totals: list[Tensor] = []
+    for inputs, labels in batches:
+        with forward_precision(config, inputs.device):
+            logits = model(inputs)
+        logits = logits.float()
+        mean_loss = criterion(logits, labels, config).double()
+        totals.append(torch.stack([mean_loss * len(labels), (logits.argmax(dim=1) != labels).double().sum()]))
+        count += len(labels)
+    model.train(was_training)
+    loss, wrong = torch.stack(totals).sum(dim=0).tolist()
+    return Evaluation(loss / count, wrong / count)

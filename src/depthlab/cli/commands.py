@@ -130,13 +130,14 @@ class _Progress:
         self._steps = config.train.steps
         self._bar = tqdm(total=self._steps, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)
 
-    def __call__(self, done: int, loss: float, validation_error: float | None) -> None:
-        accuracy = "" if validation_error is None else f", validation accuracy {1 - validation_error:.2%}"
+    def __call__(self, done: int, loss: float | None, validation_error: float | None) -> None:
+        known = [] if loss is None else [f"loss {loss:.4g}"]
+        known += [] if validation_error is None else [f"validation accuracy {1 - validation_error:.2%}"]
         if not self._bar.disable:
-            self._bar.set_postfix_str(f"loss {loss:.4g}{accuracy}", refresh=False)
+            self._bar.set_postfix_str(", ".join(known), refresh=False)
             self._bar.update(done - self._bar.n)
         elif done == self._steps or done % max(1, self._steps // 10) == 0:
-            print(f"step {done}/{self._steps}: loss {loss:.4g}{accuracy}", file=sys.stderr, flush=True)
+            print(f"step {done}/{self._steps}: {', '.join(known)}", file=sys.stderr, flush=True)
 
     def __enter__(self) -> Self:
         return self

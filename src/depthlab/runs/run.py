@@ -27,8 +27,10 @@ NETWORK = "network"
 FETCH_EVERY = 50
 """Losses are fetched from the device, and looked at for divergence, in blocks of this many updates."""
 
-Progress = Callable[[int, float, float | None], None]
-"""Called with the number of updates done, the last loss, and the last validation error."""
+EVALUATION_BATCH = 500
+
+Progress = Callable[[int, float | None, float | None], None]
+"""Called with the number of updates done, and the last loss and validation error that are known."""
 
 
 def execute(
@@ -85,7 +87,7 @@ class Trial:
         self.layers = nets.weight_layers(self.model)
         self.rows: list[tuple[int, str, int, str, float]] = []
         self.pending: list[tuple[int, torch.Tensor]] = []
-        self.last_loss = float("nan")
+        self.last_loss: float | None = None
         self.chosen: Chosen | None = None
         self.validation_error: float | None = None
 
@@ -149,8 +151,10 @@ class Trial:
             self.splits.train.labels[: len(self.splits.validation.labels)],
         )
         last, training = self.evaluate(self.splits.test), self.evaluate(part)
-        self.model.load_state_dict(self.chosen.weights)
-        chosen = self.evaluate(self.splits.test)
+        chosen = last
+        if self.chosen.step != done:
+            self.model.load_state_dict(self.chosen.weights)
+            chosen = self.evaluate(self.splits.test)
         metrics = {
             "train_error": training.error,
             "test_loss": last.loss,
@@ -172,7 +176,7 @@ class Trial:
 
     def evaluate(self, images: data.Images) -> Evaluation:
         """Loss and error on a part of the data."""
-        batches = data.evaluation_batches(images, mean=self.splits.mean, std=self.splits.std)
+        batches = data.evaluation_batches(images, batch_size=EVALUATION_BATCH, mean=self.splits.mean, std=self.splits.std)
         return evaluate(self.model, batches, self.config.train)
 
     def _note(self, step: int, probe: str, value: float) -> None:

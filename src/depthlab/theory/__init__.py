@@ -1,0 +1,37 @@
+"""Mean-field theory of signal propagation: what wide random nets do, before anything is trained."""
+
+from depthlab.theory.correlation import correlation_chi, correlation_fixed_point, correlation_map
+from depthlab.theory.depth import (
+    Phase,
+    Profile,
+    backward_slope,
+    correlation_depth_scale,
+    depth_scale,
+    forward_slope,
+    phase,
+    profile,
+    trainable_depth,
+)
+from depthlab.theory.scope import batch_norm_backward_slope, check_applies
+from depthlab.theory.variance import chi, critical_sigma_w, fixed_point, variance_map
+
+__all__ = [
+    "Phase",
+    "Profile",
+    "backward_slope",
+    "batch_norm_backward_slope",
+    "check_applies",
+    "chi",
+    "correlation_chi",
+    "correlation_depth_scale",
+    "correlation_fixed_point",
+    "correlation_map",
+    "critical_sigma_w",
+    "depth_scale",
+    "fixed_point",
+    "forward_slope",
+    "phase",
+    "profile",
+    "trainable_depth",
+    "variance_map",
+]

@@ -1,0 +1,84 @@
+"""Batches as a pure function of seed and step: nothing to save for resuming, and runs of equal seed see equal data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from depthlab.config import DataConfig, stream_seed
+from depthlab.data.augment import cut_out, normalize, shift_and_flip
+from depthlab.data.splits import Images
+
+
+class Batches:
+    """The endless training stream: batches[step] is (inputs, labels) of that step, whatever was asked for before.
+
+    inputs: float32 (batch_size, c, h, w), augmented as the configuration says and normalized by mean and std, float32
+    (c,); labels: int64 (batch_size,). Both lie where the images lie. Epoch e is steps e * steps_per_epoch onwards, in
+    an order of its own in which no image comes twice; what is left of an epoch after its last whole batch is dropped.
+    Order and augmentation are drawn on the CPU from streams named by seed, epoch and step, so that a GPU sees the same
+    data. ValueError if there are fewer images than batch_size.
+    """
+
+    def __init__(
+        self, images: Images, config: DataConfig, *, batch_size: int, seed: int, mean: Tensor, std: Tensor
+    ) -> None:
+        if not 1 <= batch_size <= len(images):
+            raise ValueError(f"batch_size={batch_size} must be between 1 and the number of images, {len(images)}")
+        self.batch_size = batch_size
+        self.steps_per_epoch = len(images) // batch_size
+        self._images, self._config, self._seed = images, config, seed
+        self._mean, self._std = mean, std
+        self._epoch = -1
+        self._order = torch.empty(0)
+
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
+        if step < 0:
+            raise IndexError(f"step {step} is before the first, 0; the stream has no end to count from")
+        epoch, batch = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, self._draw_order(epoch)
+        chosen = self._order[batch * self.batch_size : (batch + 1) * self.batch_size]
+        images = self._images.images.index_select(0, chosen)
+        return self._augment(images, step), self._images.labels.index_select(0, chosen)
+
+    def _draw_order(self, epoch: int) -> Tensor:
+        order = torch.randperm(len(self._images), generator=_stream(self._seed, f"order/{epoch}"))
+        return order.to(self._images.images.device)
+
+    def _augment(self, images: Tensor, step: int) -> Tensor:
+        config = self._config
+        if not (config.crop_padding or config.flip or config.cutout):
+            return normalize(images, self._mean, self._std)
+        top, left, flip, row, column = self._draw_augmentation(images, step)
+        if config.crop_padding or config.flip:
+            images = shift_and_flip(images, top, left, flip.bool(), config.crop_padding)
+        inputs = normalize(images, self._mean, self._std)
+        return cut_out(inputs, row, column, config.cutout) if config.cutout else inputs
+
+    def _draw_augmentation(self, images: Tensor, step: int) -> Tensor:
+        """int64 (5, b): top, left, flip, row, column."""
+        count, _, height, width = images.shape
+        stream = _stream(self._seed, f"augment/{step}")
+        # All five are drawn even when not used, so that turning one on leaves the others as they were.
+        limits = (2 * self._config.crop_padding + 1,) * 2 + (2, height, width)
+        drawn = torch.stack([torch.randint(limit, (count,), generator=stream) for limit in limits])
+        drawn[2] *= self._config.flip
+        return drawn.to(images.device)
+
+
+def evaluation_batches(
+    images: Images, *, batch_size: int, mean: Tensor, std: Tensor
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Every image once, in order, normalized and not augmented: (inputs, labels) of at most batch_size images.
+
+    inputs: float32 (b, c, h, w); labels: int64 (b,). The last batch holds what is left.
+    """
+    for part, labels in zip(images.images.split(batch_size), images.labels.split(batch_size), strict=True):
+        yield normalize(part, mean, std), labels
+
+
+def _stream(seed: int, name: str) -> torch.Generator:
+    return torch.Generator().manual_seed(stream_seed(seed, name))

@@ -1,0 +1,194 @@
+"""Readings against layer, step or a setting: mean over seeds with its 95 % interval, theory, legend."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
+
+from depthlab.figures.intervals import summarize
+from depthlab.figures.style import Stroke, strokes
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The label of an axis, and whether it is logarithmic."""
+
+    label: str
+    log: bool = False
+
+
+QUANTITIES = {
+    "grad_norm": Scale(r"gradient norm  $\|\partial L/\partial W_\ell\|$", log=True),
+    "backward_norm": Scale(r"backward norm  $\|\partial L/\partial h_\ell\|$", log=True),
+    "weight_norm": Scale(r"weight norm  $\|W_\ell\|$"),
+    "update_ratio": Scale(r"update ratio  $\|\Delta W_\ell\|/\|W_\ell\|$", log=True),
+    "activation_mean": Scale("mean activation"),
+    "activation_std": Scale("standard deviation of activation", log=True),
+    "saturation": Scale("saturated share of activations"),
+    "dead_fraction": Scale("dead share of units"),
+    "train_loss": Scale("training loss"),
+}
+"""Axes of the probes; others are linear under their name, with spaces for underscores."""
+
+POSITIONS = {
+    "depth": Scale("layer, numbered from the input"),
+    "step": Scale("updates"),
+    "model.depth": Scale("depth (weight layers)"),
+    "model.width": Scale("width"),
+    "train.lr": Scale("learning rate", log=True),
+    "train.batch_size": Scale("batch size", log=True),
+}
+
+CONTINUOUS = ("depth", "step")
+"""Along these the interval is a band; along settings, which were tried at a few values, it is a bar."""
+
+MOST_MARKERS = 9
+MOST_TICKS = 6
+ROUND_STEPS = [digit * 10**power for power in range(6) for digit in (1, 2, 5)]
+LINE_HEIGHT = 0.17  # of the legend, in inches
+BAR_SHIFT = 2  # points
+UNDEFINED = "undefined: a seed\nis not finite or 0"
+
+
+def draw(
+    axes: Axes,
+    readings: pd.DataFrame,
+    x: str,
+    by: str,
+    *,
+    labels: Mapping[Any, str] | None = None,
+    log: bool | None = None,
+) -> None:
+    """Draws one probe against column `x`, a line for each value of column `by`, over seeds.
+
+    `readings` hold one probe and one value per x, line and seed (see `select`). `labels` names the lines and gives
+    their order; the same labels in several panels give the same strokes. `log` overrides the probe's own scale; on a
+    logarithmic axis the means are geometric. Where a seed is not finite (or, on a logarithmic axis, not positive)
+    there is no mean: the line has a gap, and a cross in its colour stands at the top of the axes.
+    Raises ValueError for several probes, for lines without a label and for several values of a seed.
+    """
+    quantity = _quantity(readings)
+    geometric = quantity.log if log is None else log
+    summary = summarize(readings, [by, x], log=geometric)
+    names = labels or {value: _name(value) for value in summary[by].unique()}
+    if unnamed := [str(value) for value in summary[by].unique() if value not in names]:
+        raise ValueError(f"no label for {by}={', '.join(unnamed)}; label it or leave its readings out")
+    _set_scales(axes, x, quantity.label, geometric)
+    undefined = []
+    for value, stroke in zip(names, strokes(list(names)), strict=True):
+        line = summary[summary[by] == value]
+        if len(line):
+            _draw_line(axes, line, x, names[value], stroke)
+        if line["mean"].isna().any():
+            undefined.append((line[line["mean"].isna()][x], stroke.color))
+    _mark_undefined(axes, undefined)
+    if x == "depth":
+        _number_layers(axes)
+    _explain(axes, summary, x)
+
+
+def theory(axes: Axes, x: Sequence[float] | npt.NDArray[Any], y: Sequence[float] | npt.NDArray[Any]) -> None:
+    """Draws a prediction over the points: black dashes, far enough apart to see what was measured between them."""
+    axes.plot(x, y, color="black", linewidth=0.9, linestyle=(0, (3, 3)), zorder=5, label="theory")
+
+
+def legend(figure: Figure, side: Literal["right", "top"] = "right") -> None:
+    """One legend for all panels, outside of them, where it hides no data; above them it adds to the figure's height."""
+    entries: dict[str, Any] = {}
+    for axes in figure.axes:
+        handles, labels = axes.get_legend_handles_labels()
+        entries = {**dict(zip(labels, handles, strict=True)), **entries}
+    # First the lines, then what explains them.
+    labels = sorted(entries, key=lambda label: label in (UNDEFINED, "theory") or "interval" in label)
+    handles = [entries[label] for label in labels]
+    if side == "right":
+        figure.legend(handles, labels, loc="outside right upper")
+    else:
+        columns = _columns_that_fit(figure, labels)
+        rows = math.ceil(sum(label.count("\n") + 1 for label in labels) / columns)
+        figure.set_figheight(figure.get_figheight() + LINE_HEIGHT * rows)
+        figure.legend(handles, labels, loc="outside upper left", ncols=columns)
+
+
+def _quantity(readings: pd.DataFrame) -> Scale:
+    probes = readings["probe"].unique()
+    if len(probes) != 1:
+        raise ValueError(f"one probe to an axis, given {', '.join(probes) or 'none'}; select one")
+    return QUANTITIES.get(probes[0], Scale(str(probes[0]).replace("_", " ")))
+
+
+def _name(value: object) -> str:
+    return f"{value:g}" if isinstance(value, (float, np.floating)) else str(value)
+
+
+def _set_scales(axes: Axes, x: str, label: str, log: bool) -> None:
+    position = POSITIONS.get(x, Scale(x))
+    axes.set_xlabel(position.label)
+    place = axes.get_subplotspec()
+    shared = len(axes.get_shared_y_axes().get_siblings(axes)) > 1
+    if not shared or place is None or place.is_first_col():
+        axes.set_ylabel(label)
+    if position.log:
+        axes.set_xscale("log")
+    if log:
+        axes.set_yscale("log")
+
+
+def _draw_line(axes: Axes, line: pd.DataFrame, x: str, name: str, stroke: Stroke) -> None:
+    at, mean, low, high = (line[column].to_numpy(dtype=np.float64) for column in (x, "mean", "low", "high"))
+    bounded = np.isfinite(low) & np.isfinite(high)
+    every = max(1, round(len(line) / MOST_MARKERS))
+    edge: dict[str, Any] = {"markeredgecolor": "white", "markeredgewidth": 0.3}
+    lines = axes.plot(
+        at, mean, color=stroke.color, marker=stroke.marker, linestyle=stroke.dashes, markevery=every, label=name, **edge
+    )
+    if x in CONTINUOUS:
+        axes.fill_between(at, low, high, where=bounded.tolist(), color=stroke.color, alpha=0.2, linewidth=0)
+        return
+    reach = np.abs(np.stack([mean - low, high - mean]))[:, bounded]
+    bars = axes.errorbar(at[bounded], mean[bounded], yerr=reach, fmt="none", ecolor=stroke.color, elinewidth=0.8)
+    # Bars at the same place would cover one another.
+    aside = ScaledTranslation(stroke.aside * BAR_SHIFT / 72, 0, axes.figure.dpi_scale_trans)
+    for artist in (*lines, *bars.get_children()):
+        artist.set_transform(axes.transData + aside)
+
+
+def _mark_undefined(axes: Axes, lines: Sequence[tuple[pd.Series[Any], str]]) -> None:
+    """A row of crosses for each line that has gaps, in a margin that is made for them."""
+    for row, (at, color) in enumerate(lines):
+        heights = np.full(len(at), 0.98 - 0.04 * row)
+        axes.plot(at, heights, "x", transform=axes.get_xaxis_transform(), color=color, markersize=3.5)
+    if lines:
+        axes.margins(y=0.08 + 0.05 * len(lines))
+
+
+def _number_layers(axes: Axes) -> None:
+    """Ticks from the first layer, which is 1, to the last in round steps; there is no layer 0."""
+    layers = int(axes.dataLim.xmax)
+    step = next(step for step in ROUND_STEPS if layers <= step * MOST_TICKS)
+    axes.set_xticks(sorted({1, *range(step, layers + 1, step)}))
+
+
+def _explain(axes: Axes, summary: pd.DataFrame, x: str) -> None:
+    """Legend entries that say what bands and crosses are."""
+    seeds = sorted({int(summary["n"].min()), int(summary["n"].max())})
+    if seeds[-1] > 1:
+        label = f"95 % interval,\n{' to '.join(map(str, seeds))} seeds"
+        look = {"linewidth": 6, "alpha": 0.25} if x in CONTINUOUS else {"marker": "|", "linestyle": "none"}
+        axes.plot([], [], color="0.4", label=label, **look)
+    if (summary["usable"] < summary["n"]).any():
+        axes.plot([], [], color="0.4", marker="x", linestyle="none", label=UNDEFINED)
+
+
+def _columns_that_fit(figure: Figure, labels: list[str]) -> int:
+    widest = max((len(line) for label in labels for line in label.split("\n")), default=1)
+    return max(1, int(figure.get_figwidth() / (0.5 + 0.065 * widest)))

@@ -1,0 +1,101 @@
+"""Whole networks: stem, blocks and head of the two families."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from depthlab.config import ModelConfig, stream_seed
+from depthlab.nets.blocks import BLOCKS, plain
+from depthlab.nets.initialization import initialize
+from depthlab.nets.layers import Hop, Parts, chain
+
+
+class Net(nn.Module):
+    """Images (b, channels, size, size) -> logits (b, classes), through `stem`, `blocks` and `head`.
+
+    Modules are registered in the order in which data flows. Weight layers are named stem.linear,
+    blocks.3.linear (plain), blocks.3.first.linear and blocks.3.second.linear (with a skip), blocks.3.gate (highway)
+    and head.linear; in a CNN `conv` stands for `linear` before the head.
+    """
+
+    def __init__(self, stem: nn.Sequential, blocks: nn.Sequential, head: nn.Sequential) -> None:
+        super().__init__()
+        self.stem, self.blocks, self.head = stem, blocks, head
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (b, classes) of images (b, channels, size, size)."""
+        logits: Tensor = self.head(self.blocks(self.stem(images)))
+        return logits
+
+
+def build(config: ModelConfig, *, channels: int, size: int, classes: int, seed: int) -> Net:
+    """The network of a configuration, for float images (b, channels, size, size), in float32 on the CPU.
+
+    mlp: images are flattened. cnn: the CIFAR family of He et al. 2015, section 4.2, with parameter-free shortcuts:
+    3x3 convolutions, `stages` stages of which each but the first halves the resolution and doubles the channels,
+    global average pooling. Its published nets are those with bias=false, norm=batch and width=16.
+
+    Weights are drawn from the stream "init" of the seed, from stem to head: nets of equal seed that differ in depth or
+    skip share the weights of their first layers. torch's random state is left as it was.
+    """
+    parts = Parts(config)
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        net = FAMILIES[config.family](parts, channels, size, classes)
+        torch.default_generator.manual_seed(stream_seed(seed, "init"))  # torch.manual_seed would reseed GPUs as well
+        initialize(net, config)
+    return net
+
+
+def _mlp(parts: Parts, channels: int, size: int, classes: int) -> Net:
+    config = parts.config
+    hops = [Hop(config.width, config.width)] * (config.depth - 2)
+    stem = _stem(parts, Hop(channels * size * size, config.width), flatten=nn.Flatten())
+    return Net(stem, _blocks(parts, hops), _head(parts, config.width, classes))
+
+
+def _cnn(parts: Parts, channels: int, _size: int, classes: int) -> Net:
+    config = parts.config
+    widths = [config.width * 2**stage for stage in range(config.stages)]
+    layers_a_stage = (config.depth - 2) // config.stages
+    hops = list(_cnn_hops(widths, layers_a_stage))
+    head = _head(parts, widths[-1], classes, pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten())
+    return Net(_stem(parts, Hop(channels, config.width)), _blocks(parts, hops), head)
+
+
+FAMILIES: dict[str, Callable[[Parts, int, int, int], Net]] = {"mlp": _mlp, "cnn": _cnn}
+
+
+def _cnn_hops(widths: list[int], layers_a_stage: int) -> Iterator[Hop]:
+    before = widths[0]
+    for width in widths:
+        yield Hop(before, width, stride=1 if width == before else 2)
+        yield from [Hop(width, width)] * (layers_a_stage - 1)
+        before = width
+
+
+def _stem(parts: Parts, hop: Hop, **first: nn.Module) -> nn.Sequential:
+    """The first weight layer; bare before pre-activation blocks, which begin with their own norm and activation."""
+    if parts.config.skip == "preactivation":
+        return chain(**first, **parts.weight(hop))
+    dropout = parts.dropout() if parts.config.skip == "none" else None
+    return chain(
+        **first, **parts.weight(hop), norm=parts.norm(hop.outputs), activation=parts.activation(), dropout=dropout
+    )
+
+
+def _blocks(parts: Parts, hops: list[Hop]) -> nn.Sequential:
+    if parts.config.skip == "none":
+        return nn.Sequential(*(plain(parts, hop) for hop in hops))
+    block = BLOCKS[parts.config.skip]
+    return nn.Sequential(*(block(parts, first) for first in hops[::2]))
+
+
+def _head(parts: Parts, width: int, classes: int, **pool: nn.Module) -> nn.Sequential:
+    """The last weight layer, after the norm and activation that pre-activation blocks still owe."""
+    owed = {}
+    if parts.config.skip == "preactivation":
+        owed = {"norm": parts.norm(width), "activation": parts.activation()}
+    return chain(**owed, **pool, linear=nn.Linear(width, classes))

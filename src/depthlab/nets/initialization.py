@@ -1,0 +1,116 @@
+"""How weights start: the draws, and the mean-field ensemble that each draw belongs to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from depthlab.config import ModelConfig
+from depthlab.nets.layers import LEAKY_SLOPE, WeightLayer, gates, weight_layers
+
+GATE_BIAS = -2.0
+"""Where gates start, below zero as Srivastava et al. 2015 advise: sigmoid(-2) lets 0.12 of the branch through."""
+
+
+CRITICAL_GAINS = {
+    "sigmoid": 1.0,
+    "tanh": 1.0,
+    "relu": math.sqrt(2),
+    "leaky_relu": math.sqrt(2 / (1 + LEAKY_SLOPE**2)),
+    "elu": 1.0,
+    "selu": 1.0,
+    "gelu": 1.0,
+    "silu": 1.0,
+    "identity": 1.0,
+}
+
+
+def critical_gain(activation: str) -> float:
+    """sigma_w at which signals neither die out nor blow up, with biases zero; 1 where there is no such number.
+
+    relu sqrt(2) and leaky_relu sqrt(2 / (1 + slope^2)): He et al. 2015b, eqs. 10 and 15, for signals of any size.
+    identity 1, exactly; tanh 1, in the limit of small pre-activations (Poole et al. 2016).
+    selu 1: the gain that its constants were made for (Klambauer et al. 2017).
+    sigmoid, elu, gelu and silu 1: a convention (LeCun's variance 1 / fan_in) and not an edge of chaos; depthlab.theory
+    tells their chi.
+    """
+    return CRITICAL_GAINS[activation]
+
+
+def scales(config: ModelConfig) -> tuple[float, float]:
+    """(sigma_w, sigma_b) of the mean-field ensemble that a net's hidden square layers are drawn from.
+
+    Var[w] = sigma_w^2 / fan_in and Var[b] = sigma_b^2, where fan_in is `width` in an MLP and 9 `width` in the first
+    stage of a CNN. torch_default draws both from U(-1/sqrt(fan_in), 1/sqrt(fan_in)): sigma_w^2 = 1/3, not 2, which
+    is why deep nets left at torch's default vanish. xavier (Glorot & Bengio 2010, eq. 12): 2 / (fan_in + fan_out),
+    so sigma_w = 1 where layers are square. he (He et al. 2015b, eq. 10): sigma_w = sqrt(2), whatever the activation.
+    The three others: config.sigma_w, or critical_gain(activation) if that is None, and config.sigma_b.
+    """
+    if config.init == "torch_default":
+        fan_in = config.width * (9 if config.family == "cnn" else 1)
+        return math.sqrt(1 / 3), math.sqrt(1 / (3 * fan_in)) if config.bias else 0.0
+    fixed = {"xavier": 1.0, "he": math.sqrt(2)}
+    gain = critical_gain(config.activation) if config.sigma_w is None else config.sigma_w
+    return fixed.get(config.init, gain), config.sigma_b
+
+
+def initialize(model: nn.Module, config: ModelConfig) -> None:
+    """Draws all weights and biases anew from torch's default generator: from input to logits, then those of gates."""
+    sigma_w, sigma_b = scales(config)
+    draw = INITS[config.init]
+    for _, layer in weight_layers(model):
+        draw(layer, sigma_w, sigma_b)
+    for _, gate in gates(model):  # last, so that the other weights are those of a net without gates
+        draw(gate, sigma_w, sigma_b)
+        if gate.bias is not None:
+            nn.init.constant_(gate.bias, GATE_BIAS)
+
+
+def _torch_default(layer: WeightLayer, _sigma_w: float, _sigma_b: float) -> None:
+    layer.reset_parameters()
+
+
+def _xavier(layer: WeightLayer, sigma_w: float, sigma_b: float) -> None:
+    nn.init.xavier_normal_(layer.weight, gain=sigma_w)
+    _draw_bias(layer, sigma_b)
+
+
+def _gaussian(layer: WeightLayer, sigma_w: float, sigma_b: float) -> None:
+    """Weights N(0, sigma_w^2 / fan_in): with sigma_w = sqrt(2), He's."""
+    nn.init.normal_(layer.weight, std=sigma_w / math.sqrt(layer.weight[0].numel()))
+    _draw_bias(layer, sigma_b)
+
+
+def _orthogonal(layer: WeightLayer, sigma_w: float, sigma_b: float) -> None:
+    """W W^T = sigma_w^2 I, or W^T W for a layer that widens; W of a convolution as (out, in * 9): Saxe et al. 2014."""
+    nn.init.orthogonal_(layer.weight, gain=sigma_w)
+    _draw_bias(layer, sigma_b)
+
+
+def _delta_orthogonal(layer: WeightLayer, sigma_w: float, sigma_b: float) -> None:
+    """Zero but for the centre tap, which is orthogonal, as are linear layers: Xiao et al. 2018."""
+    if isinstance(layer, nn.Linear):
+        _orthogonal(layer, sigma_w, sigma_b)
+        return
+    with torch.no_grad():
+        layer.weight.zero_()
+        layer.weight[:, :, 1, 1] = nn.init.orthogonal_(torch.empty_like(layer.weight[:, :, 1, 1]), gain=sigma_w)
+    _draw_bias(layer, sigma_b)
+
+
+INITS: dict[str, Callable[[WeightLayer, float, float], None]] = {
+    "torch_default": _torch_default,
+    "xavier": _xavier,
+    "he": _gaussian,
+    "orthogonal": _orthogonal,
+    "delta_orthogonal": _delta_orthogonal,
+    "gaussian": _gaussian,
+}
+
+
+def _draw_bias(layer: WeightLayer, sigma_b: float) -> None:
+    if layer.bias is not None:
+        nn.init.normal_(layer.bias, std=sigma_b)

@@ -1,0 +1,132 @@
+"""What networks are made of: weight layers, normalization, activations, dropout; the same calls for both families."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from depthlab.config import ModelConfig
+
+WeightLayer = nn.Linear | nn.Conv2d
+
+GATE = "gate"
+"""Name of the weight layers that open and close highways. They are no part of depth."""
+
+EPS = 1e-5
+"""What every norm adds to the variance or mean square. torch's own defaults differ from norm to norm."""
+
+LEAKY_SLOPE = 0.01
+
+
+class RMSNorm2d(nn.Module):
+    """Each example of (b, c, h, w) over its root mean square, times one learned scale per channel; same shape.
+
+    y = g_c x / sqrt(mean over c, h, w of x^2 + eps)         (Zhang & Sennrich 2019, eq. 4, on feature maps)
+
+    The statistic spans channels and positions, as that of GroupNorm(1, c) does; torch.nn.RMSNorm would want a
+    scale for every position.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape as x, (b, c, h, w)."""
+        mean_square = x.square().mean(dim=(1, 2, 3), keepdim=True)
+        return x * torch.rsqrt(mean_square + EPS) * self.weight[:, None, None]
+
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+    "relu": nn.ReLU,
+    "leaky_relu": lambda: nn.LeakyReLU(LEAKY_SLOPE),
+    "elu": nn.ELU,
+    "selu": nn.SELU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "identity": nn.Identity,
+}
+
+NORMS: dict[str, dict[str, Callable[[int, int], nn.Module | None]]] = {  # name -> family -> (channels, groups)
+    "none": {"mlp": lambda *_: None, "cnn": lambda *_: None},
+    "batch": {"mlp": lambda c, _: nn.BatchNorm1d(c, EPS), "cnn": lambda c, _: nn.BatchNorm2d(c, EPS)},
+    "layer": {"mlp": lambda c, _: nn.LayerNorm(c, EPS), "cnn": lambda c, _: nn.GroupNorm(1, c, EPS)},
+    "group": {"mlp": lambda c, g: nn.GroupNorm(g, c, EPS), "cnn": lambda c, g: nn.GroupNorm(g, c, EPS)},
+    "rms": {"mlp": lambda c, _: nn.RMSNorm(c, EPS), "cnn": lambda c, _: RMSNorm2d(c)},
+}
+
+
+@dataclass(frozen=True)
+class Hop:
+    """From how many channels (an MLP: units) to how many, at which stride."""
+
+    inputs: int
+    outputs: int
+    stride: int = 1
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Makes the parts that a configuration asks for: a new instance at every call, None where it asks for none."""
+
+    config: ModelConfig
+
+    def weight(self, hop: Hop) -> dict[str, nn.Module]:
+        """A weight layer under the name of its kind."""
+        return {"linear" if self.config.family == "mlp" else "conv": self._weight(hop, bias=self.config.bias)}
+
+    def gate(self, hop: Hop) -> WeightLayer:
+        """A weight layer that always has a bias."""
+        return self._weight(hop, bias=True)
+
+    def norm(self, channels: int) -> nn.Module | None:
+        """What normalizes (b, channels) or (b, channels, h, w)."""
+        return NORMS[self.config.norm][self.config.family](channels, self.config.norm_groups)
+
+    def activation(self) -> nn.Module:
+        """The nonlinearity: a module at each place, so that each can be watched."""
+        return ACTIVATIONS[self.config.activation]()
+
+    def dropout(self) -> nn.Module | None:
+        """Dropout of single values."""
+        return nn.Dropout(self.config.dropout) if self.config.dropout > 0 else None
+
+    def _weight(self, hop: Hop, *, bias: bool) -> WeightLayer:
+        """A fully connected layer, or a 3x3 convolution that keeps the resolution at stride 1."""
+        if self.config.family == "mlp":
+            return nn.Linear(hop.inputs, hop.outputs, bias=bias)
+        return nn.Conv2d(hop.inputs, hop.outputs, 3, stride=hop.stride, padding=1, bias=bias)
+
+
+def chain(**modules: nn.Module | None) -> nn.Sequential:
+    """The modules that are there, one after the other, under their names."""
+    return nn.Sequential(OrderedDict((name, module) for name, module in modules.items() if module is not None))
+
+
+def weight_layers(model: nn.Module) -> list[tuple[str, WeightLayer]]:
+    """Every weight layer of a net of this package with its name, from input to logits, gates of highways left out.
+
+    There are config.depth of them.
+
+    >>> from depthlab.config import ModelConfig
+    >>> from depthlab.nets import build
+    >>> model = build(ModelConfig(depth=4), channels=1, size=8, classes=10, seed=0)
+    >>> [name for name, layer in weight_layers(model)]
+    ['stem.linear', 'blocks.0.linear', 'blocks.1.linear', 'head.linear']
+    """
+    return [(name, layer) for name, layer in _all_weight_layers(model) if name.rpartition(".")[2] != GATE]
+
+
+def gates(model: nn.Module) -> list[tuple[str, WeightLayer]]:
+    """The gates of a highway net with their names, from input to logits."""
+    return [(name, layer) for name, layer in _all_weight_layers(model) if name.rpartition(".")[2] == GATE]
+
+
+def _all_weight_layers(model: nn.Module) -> list[tuple[str, WeightLayer]]:
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, WeightLayer)]

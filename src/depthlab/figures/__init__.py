@@ -1,9 +1,10 @@
 """From a long table of readings to figures, tables and claims."""
 
-from depthlab.figures.axes import draw, legend, theory
+from depthlab.figures.axes import draw, legend, legend_beside, theory
 from depthlab.figures.claims import Claim, permuted
 from depthlab.figures.intervals import Interval, interval, intervals, paired, slopes, summarize
-from depthlab.figures.readings import select
+from depthlab.figures.predictions import above_floor, backward_slopes, predicted_backward
+from depthlab.figures.readings import outcomes, select
 from depthlab.figures.results import Experiment, read, redraw, write
 from depthlab.figures.style import COLUMN, PAGE, panels, style
 from depthlab.figures.tables import pivot
@@ -14,14 +15,19 @@ __all__ = [
     "Claim",
     "Experiment",
     "Interval",
+    "above_floor",
+    "backward_slopes",
     "draw",
     "interval",
     "intervals",
     "legend",
+    "legend_beside",
+    "outcomes",
     "paired",
     "panels",
     "permuted",
     "pivot",
+    "predicted_backward",
     "read",
     "redraw",
     "select",

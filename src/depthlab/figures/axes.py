@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -28,7 +28,7 @@ class Scale:
 
 QUANTITIES = {
     "grad_norm": Scale(r"gradient norm  $\|\partial L/\partial W_\ell\|$", log=True),
-    "backward_norm": Scale(r"backward norm  $\|\partial L/\partial h_\ell\|$", log=True),
+    "backward_norm": Scale(r"backward norm  $\|\partial L/\partial z_\ell\|$", log=True),
     "weight_norm": Scale(r"weight norm  $\|W_\ell\|$"),
     "update_ratio": Scale(r"update ratio  $\|\Delta W_\ell\|/\|W_\ell\|$", log=True),
     "activation_mean": Scale("mean activation"),
@@ -65,21 +65,22 @@ def draw(
     x: str,
     by: str,
     *,
-    labels: Mapping[Any, str] | None = None,
+    labels: Mapping[Any, str] | Sequence[str] | None = None,
     log: bool | None = None,
 ) -> None:
     """Draws one probe against column `x`, a line for each value of column `by`, over seeds.
 
-    `readings` hold one probe and one value per x, line and seed (see `select`). `labels` names the lines and gives
-    their order; the same labels in several panels give the same strokes. `log` overrides the probe's own scale; on a
-    logarithmic axis the means are geometric. Where a seed is not finite (or, on a logarithmic axis, not positive)
-    there is no mean: the line has a gap, and a cross in its colour stands at the top of the axes.
+    `readings` hold one probe and one value per x, line and seed (see `select`). `labels` names the lines (or lists
+    them, where they are named already) and gives their order; the same labels in several panels give the same
+    strokes. `log` overrides the probe's own scale; on a logarithmic axis the means are geometric. Where a seed is not
+    finite (or, on a logarithmic axis, not positive) there is no mean: the line has a gap, and a cross in its colour
+    stands at the top of the axes.
     Raises ValueError for several probes, for lines without a label and for several values of a seed.
     """
     quantity = _quantity(readings)
     geometric = quantity.log if log is None else log
     summary = summarize(readings, [by, x], log=geometric)
-    names = labels or {value: _name(value) for value in summary[by].unique()}
+    names = _names(summary[by].unique() if labels is None else labels)
     if unnamed := [str(value) for value in summary[by].unique() if value not in names]:
         raise ValueError(f"no label for {by}={', '.join(unnamed)}; label it or leave its readings out")
     _set_scales(axes, x, quantity.label, geometric)
@@ -106,7 +107,7 @@ def legend(figure: Figure, side: Literal["right", "top"] = "right") -> None:
     entries: dict[str, Any] = {}
     for axes in figure.axes:
         handles, labels = axes.get_legend_handles_labels()
-        entries = {**dict(zip(labels, handles, strict=True)), **entries}
+        entries |= {label: handle for label, handle in zip(labels, handles, strict=True) if label not in entries}
     # First the lines, then what explains them.
     labels = sorted(entries, key=lambda label: label in (UNDEFINED, "theory") or "interval" in label)
     handles = [entries[label] for label in labels]
@@ -119,6 +120,11 @@ def legend(figure: Figure, side: Literal["right", "top"] = "right") -> None:
         figure.legend(handles, labels, loc="outside upper left", ncols=columns)
 
 
+def legend_beside(axes: Axes) -> None:
+    """A legend to the right of one panel, for lines that its row has in common."""
+    axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), borderaxespad=0)
+
+
 def _quantity(readings: pd.DataFrame) -> Scale:
     probes = readings["probe"].unique()
     if len(probes) != 1:
@@ -126,8 +132,10 @@ def _quantity(readings: pd.DataFrame) -> Scale:
     return QUANTITIES.get(probes[0], Scale(str(probes[0]).replace("_", " ")))
 
 
-def _name(value: object) -> str:
-    return f"{value:g}" if isinstance(value, (float, np.floating)) else str(value)
+def _names(labels: Mapping[Any, str] | Iterable[Any]) -> Mapping[Any, str]:
+    if isinstance(labels, Mapping):
+        return labels
+    return {value: f"{value:g}" if isinstance(value, (float, np.floating)) else str(value) for value in labels}
 
 
 def _set_scales(axes: Axes, x: str, label: str, log: bool) -> None:

@@ -28,6 +28,9 @@ from depthlab.figures.intervals import require_columns
 READING = {"key": str, "status": str, "step": int, "layer": str, "depth": int, "probe": str, "value": float}
 """The columns that are not settings of the run."""
 
+NETWORK = "network"
+"""The `layer` of readings of the whole net."""
+
 
 def factors(readings: pd.DataFrame) -> list[str]:
     """The columns that are settings of the run, the seed among them."""
@@ -37,11 +40,14 @@ def factors(readings: pd.DataFrame) -> list[str]:
 def select(readings: pd.DataFrame, probe: str, *, step: int | Literal["first", "last"] | None = None) -> pd.DataFrame:
     """The rows of one probe: of all steps, of one step, or of the first or last step at which each run read it.
 
-    Raises ValueError when no row is left, saying what there is.
+    A run that diverged is there with nan at every later step that other runs read, its end among them: averages and
+    claims then are of all seeds, not of those that survived. Raises ValueError when no row is left, saying what there
+    is.
     """
     rows = readings[readings["probe"] == probe]
     if rows.empty:
         raise ValueError(f"no readings of probe {probe}; there are {_listed(readings['probe'])}")
+    rows = pd.concat([rows, *_after_divergence(readings, rows)])
     if step is None:
         return rows
     if isinstance(step, str):
@@ -50,6 +56,17 @@ def select(readings: pd.DataFrame, probe: str, *, step: int | Literal["first", "
     if chosen.empty:
         raise ValueError(f"no readings of probe {probe} at step {step}; there are steps {_listed(rows['step'])}")
     return chosen
+
+
+def outcomes(readings: pd.DataFrame, probe: str) -> pd.DataFrame:
+    """One row per run: a reading of the whole network at the end of training, nan for runs that diverged.
+
+    Raises ValueError for a probe that is read per layer.
+    """
+    rows = select(readings, probe, step="last")
+    if (rows["layer"] != NETWORK).any():
+        raise ValueError(f"{probe} is read per layer and is no outcome of a run; select a layer, or take slopes")
+    return rows
 
 
 def conform(readings: pd.DataFrame) -> pd.DataFrame:
@@ -71,11 +88,20 @@ def conform(readings: pd.DataFrame) -> pd.DataFrame:
 
 
 def keep(readings: pd.DataFrame, probes: Iterable[str]) -> pd.DataFrame:
-    """The rows of these probes. Raises ValueError when one of them was never read."""
+    """The rows of these probes. Raises ValueError when one of them was never read, or by no means in some run.
+
+    A run that diverged before it read any of them would be lost from the averages with its last row.
+    """
     wanted = list(probes)
     if absent := [probe for probe in wanted if probe not in set(readings["probe"])]:
         raise ValueError(f"no readings of {', '.join(absent)}; there are {_listed(readings['probe'])}")
-    return readings[readings["probe"].isin(wanted)]
+    kept = readings[readings["probe"].isin(wanted)]
+    if lost := sorted(set(readings["key"]) - set(kept["key"])):
+        raise ValueError(
+            f"the runs {', '.join(lost[:3])} hold no readings of {', '.join(wanted)} and would go uncounted; add a "
+            f"probe that is read from the start, such as train_loss, to the experiment's PROBES"
+        )
+    return kept
 
 
 def to_bytes(readings: pd.DataFrame) -> bytes:
@@ -94,18 +120,17 @@ def to_bytes(readings: pd.DataFrame) -> bytes:
 def read(path: Path) -> pd.DataFrame:
     """What `to_bytes` wrote to `path`, with the same types: "none" stays a word, the seed an integer."""
     content = gzip.decompress(path.read_bytes())
-    kinds = _kinds()
     names = pd.read_csv(io.BytesIO(content), nrows=0).columns
+    kinds = {name: _kinds().get(name, str) for name in names}
+    # Python's float is exact; how exact pandas' own parsing is depends on its version.
+    parsers = {name: json.loads if _is_tuple(kind) else float for name, kind in kinds.items() if _is_parsed(kind)}
     table = pd.read_csv(
         io.BytesIO(content),
-        dtype={name: _dtype(kinds[name]) for name in names if name in kinds},
+        dtype={name: _dtype(kind) for name, kind in kinds.items() if name not in parsers},
+        converters=parsers,
         keep_default_na=False,
-        na_values={name: ["nan"] for name in names if _dtype(kinds.get(name, str)) in ("float64", "Int64")},
-        float_precision="round_trip",
+        na_values={name: ["nan"] for name, kind in kinds.items() if _dtype(kind) == "Int64"},
     )
-    for name in names:
-        if _is_tuple(kinds.get(name, str)):
-            table[name] = table[name].map(json.loads)
     return conform(table)
 
 
@@ -130,8 +155,25 @@ def _dtype(kind: Any) -> str:
     return "str" if _is_tuple(kind) else {int: "int64", float: "float64", bool: "bool", str: "str"}[kind]
 
 
+def _after_divergence(readings: pd.DataFrame, rows: pd.DataFrame) -> Iterable[pd.DataFrame]:
+    """Rows of nan for what runs that diverged would have read of the probe of `rows` had they gone on."""
+    steps = rows["step"].drop_duplicates()
+    diverged = readings[readings["status"] == "diverged"].drop_duplicates("key")
+    for key, run in diverged.groupby("key"):
+        read_before = rows[rows["key"] == key]
+        template = read_before.drop_duplicates("layer")
+        if template.empty and (rows["layer"] == NETWORK).all():
+            template = run.assign(layer=NETWORK, depth=0, probe=rows["probe"].iloc[0])
+        missed = steps[steps > read_before["step"].max()] if len(read_before) else steps
+        yield from (template.assign(step=step, value=np.nan) for step in missed)
+
+
 def _is_tuple(kind: Any) -> bool:
     return typing.get_origin(kind) is tuple
+
+
+def _is_parsed(kind: Any) -> bool:
+    return _is_tuple(kind) or _dtype(kind) == "float64"
 
 
 def _typed(column: pd.Series[Any], kind: Any) -> pd.Series[Any]:

@@ -1,0 +1,75 @@
+"""Theory for the conditions in a table of readings, so that it can be drawn over them and compared with them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from depthlab import nets, theory
+from depthlab.config import ModelConfig
+from depthlab.figures.intervals import slopes, summarize
+
+FLOAT32_FLOOR = 2e-36
+"""Below this a norm over a batch's pre-activation gradients (about 10,000 entries) is made of entries that float32
+holds with fewer digits or not at all: the smallest number with all its digits is 1.2e-38."""
+
+
+def above_floor(readings: pd.DataFrame) -> pd.DataFrame:
+    """The rows whose value is large enough for float32 to have had all its digits."""
+    return readings[readings["value"] > FLOAT32_FLOOR]
+
+
+def model_of(readings: pd.DataFrame) -> ModelConfig:
+    """The network of readings of one condition. Raises ValueError if they are of several."""
+    settings = readings[[name for name in readings.columns if name.startswith("model.")]].drop_duplicates()
+    if len(settings) != 1:
+        varying = ", ".join(name for name in settings if settings[name].nunique(dropna=False) > 1)
+        raise ValueError(f"readings of one network, given {len(settings)} that differ in {varying or 'nothing'}")
+    given = {name.removeprefix("model."): _python(value) for name, value in settings.iloc[0].items()}
+    return ModelConfig(**given)
+
+
+def log_backward_norm(model: ModelConfig) -> np.ndarray:
+    """ln |dL/dz_l| - ln |dL/dz_{depth-1}| for l = 1..depth-1, by mean-field theory, layer by layer.
+
+    Inputs are normalized to mean square 1. Raises ValueError where the theory does not apply (skips, norms).
+    """
+    theory.check_applies(norm=model.norm, skip=model.skip, dropout=model.dropout)
+    sigma_w, sigma_b = nets.scales(model)
+    found = theory.profile(model.depth, activation=model.activation, sigma_w=sigma_w, sigma_b=sigma_b)
+    return found.log_backward_norm[:-1]
+
+
+def predicted_backward(readings: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Layers 1..depth-1 and the predicted backward norm in each, of one plain condition's readings of backward_norm.
+
+    The theory tells ratios between layers; the scale is the measured (geometric) mean in the last hidden layer.
+    """
+    model = model_of(readings)
+    measured = summarize(readings[readings["depth"] == model.depth - 1], ["depth"], log=True)
+    return np.arange(1, model.depth), measured["mean"].item() * np.exp(log_backward_norm(model))
+
+
+def backward_slopes(readings: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Measured and predicted slopes d ln|dL/dz_l| / d l, per condition and seed: columns `by`, seed, value, predicted.
+
+    readings: backward_norm at one step, of plain nets; `by` tells their conditions apart. Both are least-squares
+    slopes over the same hidden layers: from the second to the last, as far as they are above float32's floor.
+    """
+    rows = []
+    for _, condition in readings.groupby([*by, "seed"], dropna=False, sort=True, observed=True):
+        model = model_of(condition)
+        hidden = above_floor(condition[condition["depth"].between(2, model.depth - 1)])
+        predicted = hidden.assign(value=np.exp(log_backward_norm(model)[hidden["depth"] - 1]))
+        slope = slopes(hidden, by)
+        rows.append(slope.assign(predicted=slopes(predicted, by)["value"].to_numpy()))
+    return pd.concat(rows, ignore_index=True)
+
+
+def _python(value: object) -> object:
+    """A cell as configuration wants it: plain Python values, None for what is missing."""
+    if pd.isna(value):  # type: ignore[call-overload]
+        return None
+    return value.item() if isinstance(value, np.generic) else value

@@ -48,9 +48,7 @@ def _forget_failed_import() -> None:
         del sys.modules[name]
 
 
-@functools.cache  # keeps the library alive, and with it what it declares
-def _declare_operators() -> torch.library.Library:
-    library = torch.library.Library("torchvision", "FRAGMENT")
+@functools.cache  # an operator can be declared once only
+def _declare_operators() -> None:
     for name in OPERATORS:
-        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return library
+        torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

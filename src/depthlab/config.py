@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
 import math
@@ -44,6 +45,10 @@ PROBES = (
 )
 
 
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", type(None): "null"}
+"""What types are called in errors."""
+
+
 class ConfigError(ValueError):
     """A configuration that cannot run: says what was given, what is allowed and which override to change."""
 
@@ -73,7 +78,9 @@ def _choice(default: str, names: tuple[str, ...], about: str) -> Any:
     return field(default=default, metadata={"choices": names, "about": about})
 
 
-def _number(default: float | None, about: str, *, low: float = 0, high: float = math.inf, below: float = math.inf) -> Any:
+def _number(
+    default: float | None, about: str, *, low: float = 0, high: float = math.inf, below: float = math.inf
+) -> Any:
     """A field with low <= value <= high and value < below."""
     return field(default=default, metadata={"low": low, "high": high, "below": below, "about": about})
 
@@ -216,9 +223,7 @@ class TrainConfig:
                 f"train.momentum={self.momentum}"
             )
         if self.warmup_steps >= self.steps:
-            raise ConfigError(
-                f"train.warmup_steps={self.warmup_steps} must be less than train.steps={self.steps}"
-            )
+            raise ConfigError(f"train.warmup_steps={self.warmup_steps} must be less than train.steps={self.steps}")
         if list(self.milestones) != sorted(set(self.milestones)) or not all(0 < part < 1 for part in self.milestones):
             raise ConfigError(
                 f"train.milestones={list(self.milestones)} must rise and lie between 0 and 1, such as [0.5,0.75]"
@@ -283,12 +288,12 @@ def from_mapping(mapping: Mapping[str, Any]) -> RunConfig:
 
     Raises ConfigError on an unknown key, a wrong type or an impossible value.
     """
-    return _build(RunConfig, mapping, "")
+    return typing.cast("RunConfig", _build(RunConfig, mapping, ""))
 
 
 def build_sweep(mapping: Mapping[str, Any]) -> SweepConfig:
     """The same for the launch section."""
-    return _build(SweepConfig, mapping, "sweep")
+    return typing.cast("SweepConfig", _build(SweepConfig, mapping, "sweep"))
 
 
 def to_mapping(config: Any) -> dict[str, Any]:
@@ -331,7 +336,7 @@ def suggest(given: str, names: Sequence[str]) -> str:
 
 def _about(item: dataclasses.Field[Any]) -> str:
     choices = item.metadata.get("choices")
-    return item.metadata["about"] + (f": {', '.join(choices)}" if choices else "")
+    return f"{item.metadata['about']}: {', '.join(choices)}" if choices else str(item.metadata["about"])
 
 
 def _flatten(mapping: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
@@ -353,8 +358,14 @@ def _differences(given: Mapping[str, Any], default: Mapping[str, Any]) -> dict[s
     return found
 
 
+@functools.cache
+def _hints(cls: type[Any]) -> dict[str, Any]:
+    """Resolved annotations; resolving them takes longer than all else that making a configuration does."""
+    return typing.get_type_hints(cls)
+
+
 def _build(cls: type[Any], mapping: Mapping[str, Any], prefix: str) -> Any:
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     path = f"{prefix}." if prefix else ""
     values: dict[str, Any] = {}
     for name, value in mapping.items():
@@ -371,12 +382,14 @@ def _build(cls: type[Any], mapping: Mapping[str, Any], prefix: str) -> Any:
 
 def _check_fields(config: Any, section: str) -> None:
     """Types, choices and ranges of one dataclass; whole numbers given for floats become floats."""
-    hints = typing.get_type_hints(type(config))
+    hints = _hints(type(config))
     for item in dataclasses.fields(config):
         hint, value = hints[item.name], getattr(config, item.name)
-        if dataclasses.is_dataclass(hint):
-            continue
         path = f"{section}.{item.name}" if section else item.name
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            if not isinstance(value, hint):
+                raise ConfigError(f"{path}={value!r} must be a {hint.__name__}; from mappings, from_mapping makes one")
+            continue
         value = _coerce(path, hint, value)
         object.__setattr__(config, item.name, value)
         for element in value if isinstance(value, tuple) else (value,):
@@ -389,12 +402,20 @@ def _coerce(path: str, hint: Any, value: Any) -> Any:
             raise ConfigError(f"{path}={value!r} must be a list, such as {path}=[A,B]")
         return tuple(_coerce(path, typing.get_args(hint)[0], element) for element in value)
     allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if float in allowed and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+    if float in allowed and isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = _as_float(value)
     if type(value) not in allowed:
-        wanted = " or ".join("null" if kind is type(None) else kind.__name__ for kind in allowed)
-        raise ConfigError(f"{path}={value!r} must be of type {wanted}")
+        given = "null" if value is None else repr(value)
+        raise ConfigError(f"{path}={given} must be {' or '.join(KINDS[kind] for kind in allowed)}")
     return value
+
+
+def _as_float(value: float) -> float:
+    """Whole numbers as floats; -0.0 as the 0.0 that it equals, since equal configurations have equal keys."""
+    try:
+        return float(value) + 0.0
+    except OverflowError:
+        return math.inf
 
 
 def _check_value(path: str, rules: Mapping[str, Any], value: Any) -> None:
@@ -404,8 +425,9 @@ def _check_value(path: str, rules: Mapping[str, Any], value: Any) -> None:
     if "low" not in rules or value is None:
         return
     low, high, below = rules["low"], rules["high"], rules["below"]
-    if not (math.isfinite(value) and low <= value <= high and value < below):
+    if not (low <= value <= high and value < below):
         bounds = [f"at least {low}"]
         bounds += [f"at most {high}"] if high < math.inf else []
         bounds += [f"less than {below}"] if below < math.inf else []
+        bounds += ["finite"] if value == math.inf else []
         raise ConfigError(f"{path}={value} must be {' and '.join(bounds)}")

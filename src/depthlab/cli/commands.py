@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import torch
 from tqdm import tqdm
@@ -27,6 +29,8 @@ EXPECTED_ERRORS = (DataError, runs.StoreError, PermissionError)
 def train(options: Namespace) -> int:
     """One run or a sweep."""
     launches, is_sweep = _launches(options.overrides, options.multirun)
+    if len({(launch.device, launch.sweep) for launch in launches}) > 1:
+        raise ConfigError("device, sweep.workers and sweep.threads hold for all runs of a sweep; give each one value")
     device = resolve_device(launches[0].device)
     if not is_sweep:
         return _train_one(launches[0], device)
@@ -42,20 +46,10 @@ def figure(options: Namespace) -> int:
     experiment = experiments.load(options.name)
     script = experiments.script(options.name)
     folder = runs.results_root() / options.name
-    if options.redraw:
-        claims = figures.redraw(folder, script)
-    else:
-        scale, overrides = _take(options.overrides, "scale", "laptop")
-        experiments.check_scale(scale)
-        launches = experiment.launches(Composer(experiments.folder("configs")), scale, overrides)
-        try:
-            readings = runs.load_readings([launch.run for launch in launches], script.PROBES)
-        except runs.StoreError as error:
-            again = " ".join(["depthlab train", f"experiment={options.name}", f"scale={scale}", *overrides])
-            raise runs.StoreError(f"{error}; train them with: {again}") from None
-        origin = {"experiment": options.name, "scale": scale, "overrides": overrides, **provenance()}
-        origin["runs"] = runs.cost([launch.run for launch in launches])
-        claims = figures.write(folder, script, readings, origin)
+    if options.redraw and options.overrides:
+        raise ConfigError(f"{options.overrides[0]} has no effect with --redraw, which draws the readings as they are")
+    scale, overrides = _take(options.overrides, "scale")
+    claims = _redraw(folder, script) if options.redraw else _draw(folder, script, experiment, scale, overrides)
     for claim in claims:
         print(f"{claim.verdict:>13}: {claim.statement}")
     print(f"wrote {folder}/figure.png, table.md, claims.md")
@@ -64,11 +58,13 @@ def figure(options: Namespace) -> int:
 
 def list_runs(options: Namespace) -> int:
     """The ledger."""
-    name, overrides = _take(options.overrides, "experiment", "")
-    if name:
+    name, overrides = _take(options.overrides, "experiment")
+    if name is not None:
         entries = runs.ledger([launch.run for launch in _launches(options.overrides, True)[0]])
     elif overrides:
-        raise ConfigError(f"{overrides[0]}: depthlab runs takes experiment=NAME with scale and other settings, or nothing")
+        raise ConfigError(
+            f"{overrides[0]}: depthlab runs takes experiment=NAME with scale and other settings, or nothing"
+        )
     else:
         entries = runs.ledger()
     for entry in entries:
@@ -84,21 +80,45 @@ COMMANDS: dict[str, Callable[[Namespace], int]] = {"train": train, "figure": fig
 def _launches(overrides: Sequence[str], multirun: bool) -> tuple[list[Launch], bool]:
     """The runs that a command line stands for, and whether it is a sweep."""
     composer = Composer(experiments.folder("configs"))
-    name, rest = _take(overrides, "experiment", "")
-    if not name:
+    name, rest = _take(overrides, "experiment")
+    scale, rest = _take(rest, "scale")
+    if name is None:
+        if scale is not None:
+            raise ConfigError(f"scale={scale} is that of an experiment; give experiment=NAME as well, or leave it out")
         launches = list(composer.sweep(rest))
         if len(launches) > 1 and not multirun:
             raise ConfigError(f"these settings stand for {len(launches)} runs; give -m to train them as a sweep")
         return launches, multirun
-    scale, rest = _take(rest, "scale", "laptop")
-    composer.parse(rest)
     return experiments.load(name).launches(composer, experiments.check_scale(scale), rest), True
 
 
-def _take(overrides: Sequence[str], name: str, default: str) -> tuple[str, list[str]]:
+def _take(overrides: Sequence[str], name: str) -> tuple[str | None, list[str]]:
     """The value of one override, the last if it is given twice, and the others."""
     values = [text.partition("=")[2] for text in overrides if text.startswith(f"{name}=")]
-    return (values[-1] if values else default), [text for text in overrides if not text.startswith(f"{name}=")]
+    return (values[-1] if values else None), [text for text in overrides if not text.startswith(f"{name}=")]
+
+
+def _redraw(folder: Path, script: Any) -> list[figures.Claim]:
+    try:
+        return figures.redraw(folder, script)
+    except OSError as error:
+        raise runs.StoreError(f"cannot redraw {folder}: {error}") from error
+
+
+def _draw(
+    folder: Path, script: Any, experiment: experiments.Experiment, scale: str | None, overrides: list[str]
+) -> list[figures.Claim]:
+    scale = experiments.check_scale(scale)
+    composer = Composer(experiments.folder("configs"))
+    configs = [launch.run for launch in experiment.launches(composer, scale, overrides)]
+    try:
+        readings = runs.load_readings(configs, script.PROBES)
+    except runs.StoreError as error:
+        again = shlex.join(["depthlab", "train", f"experiment={experiment.name}", f"scale={scale}", *overrides])
+        raise runs.StoreError(f"{error}; train them with: {again}") from None
+    origin = {"experiment": experiment.name, "scale": scale, "overrides": overrides, **provenance()}
+    with runs.writing(folder):
+        return figures.write(folder, script, readings, {**origin, "runs": runs.cost(configs)})
 
 
 def _train_one(launch: Launch, device: torch.device) -> int:
@@ -107,6 +127,8 @@ def _train_one(launch: Launch, device: torch.device) -> int:
     prepare_process(launch.sweep.threads or (1 if config.model.family == "mlp" else available_cores()))
     run = runs.Run.of(config)
     was_there = run.status().finished
+    if run.status() is runs.Status.RUNNING:
+        print(f"another process trains this run; waiting for it to let go of {run.folder / 'lock'}", file=sys.stderr)
     with _Progress(config) as progress:
         runs.execute(config, device=device, progress=progress)
     record = run.record()
@@ -137,7 +159,8 @@ class _Progress:
             self._bar.set_postfix_str(", ".join(known), refresh=False)
             self._bar.update(done - self._bar.n)
         elif done == self._steps or done % max(1, self._steps // 10) == 0:
-            print(f"step {done}/{self._steps}: {', '.join(known)}", file=sys.stderr, flush=True)
+            line = f"step {done}/{self._steps}"
+            print(f"{line}: {', '.join(known)}" if known else line, file=sys.stderr, flush=True)
 
     def __enter__(self) -> Self:
         return self

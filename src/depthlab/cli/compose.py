@@ -13,7 +13,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -49,13 +49,9 @@ class Composer:
 
     def parse(self, overrides: Sequence[str]) -> list[Override]:
         """Checked overrides: their grammar, and that what they set is there."""
-        parsed = []
-        for text in overrides:
-            try:
-                parsed.append(OverridesParser.create().parse_override(text))
-            except HydraException:
-                raise ConfigError(f"cannot read {text!r}; settings are given as NAME=VALUE, such as model.depth=50") from None
-            self._check(parsed[-1])
+        parsed = [_read(text) for text in overrides]
+        for override in parsed:
+            self._check(override)
         return parsed
 
     def compose(self, overrides: Sequence[str]) -> Launch:
@@ -64,9 +60,8 @@ class Composer:
         values = [text for text in overrides if text not in groups]
         try:
             base = OmegaConf.create(self._base(groups))
-            parser = OverridesParser.create()
-            for override in map(parser.parse_override, values):
-                OmegaConf.update(base, override.key_or_group, override.value(), force_add=True)
+            for override in map(_read, values):
+                OmegaConf.update(base, override.key_or_group, override.value())
             mapping = typing.cast("dict[str, Any]", OmegaConf.to_container(base, resolve=True))
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(_plain_words(error)) from None
@@ -84,22 +79,44 @@ class Composer:
     def _check(self, override: Override) -> None:
         name = override.key_or_group
         if override.is_add() or override.is_delete() or override.package is not None:
-            raise ConfigError(f"{override.input_line}: settings can be changed, not added or removed; write {name}=VALUE")
+            raise ConfigError(
+                f"{override.input_line}: settings can be changed, not added or removed; write {name}=VALUE"
+            )
         if name in self._groups:
             allowed = sorted(path.stem for path in (self._configs / name).glob("*.yaml"))
-            for choice in _choices(override):
-                value = choice.partition("=")[2]
+            for value in (choice.partition("=")[2] for choice in _choices(override)):
                 if value not in allowed:
                     raise ConfigError(f"{name}={value} must be one of {', '.join(allowed)}{suggest(value, allowed)}")
         elif name not in self._names:
-            raise ConfigError(f"{name} is not a setting{suggest(name, [*self._groups, *sorted(self._names)])}")
+            near = suggest(name, [*self._groups, *sorted(self._names)])
+            raise ConfigError(f"{name} is not a setting{near or '; depthlab train --help lists them all'}")
+
+
+def _read(text: str) -> Override:
+    try:
+        override = OverridesParser.create().parse_override(text)
+    except HydraException:
+        override = None
+    if override is None or not override.key_or_group:
+        raise ConfigError(f"cannot read {text!r}; settings are given as NAME=VALUE, such as model.depth=50")
+    return override
 
 
 def _choices(override: Override) -> list[str]:
     """The overrides of one value each that a sweep such as a=1,2 or a=range(3) stands for."""
     if not override.is_sweep_override():
         return [str(override.input_line)]
-    return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+    name = override.get_key_element()
+    if override.value_type in (ValueType.GLOB_CHOICE_SWEEP, ValueType.INTERVAL_SWEEP):
+        raise ConfigError(f"{override.input_line}: values are listed, such as {name}=A,B or {name}=range(3)")
+    try:
+        found = [f"{name}={value}" for value in override.sweep_string_iterator()]
+    except ValueError as error:  # a step of 0; words beside functions
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{override.input_line}: {reason}; write {name}=A,B or {name}=range(3)") from None
+    if not found:
+        raise ConfigError(f"{override.input_line} stands for no value; write {name}=range(START,STOP)")
+    return found
 
 
 def _schema() -> Any:

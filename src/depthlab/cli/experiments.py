@@ -41,6 +41,7 @@ class Experiment:
     def launches(self, composer: Composer, scale: str, overrides: Sequence[str] = ()) -> list[Launch]:
         """The distinct runs at a scale. Overrides win; one of a swept setting replaces its values."""
         found: dict[str, Launch] = {}
+        composer.parse(overrides)
         for grid in self.grids.values():
             given = {text.partition("=")[0]: text.partition("=")[2] for text in overrides}
             declared = {name: _at_scale(value, scale) for name, value in {**self.settings, **grid}.items()}
@@ -88,8 +89,10 @@ def script(name: str) -> ModuleType:
     return module
 
 
-def check_scale(scale: str) -> str:
-    """A known scale, or ConfigError."""
+def check_scale(scale: str | None) -> str:
+    """A known scale, laptop if none is given, or ConfigError."""
+    if scale is None:
+        return "laptop"
     if scale not in SCALES:
         raise ConfigError(f"scale={scale} must be one of {', '.join(SCALES)}{suggest(scale, SCALES)}")
     return scale

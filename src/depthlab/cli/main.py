@@ -6,6 +6,7 @@ Nothing heavy is imported until a command needs it, so that `--help` answers at 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -28,14 +29,15 @@ environment:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit status: 0, 1 (a run or a file failed), 2 (a wrong argument) or 130 (Ctrl-C)."""
     parser = _parser()
-    options = parser.parse_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
     if options.command is None:
         parser.print_help()
         return 2
-    from depthlab.cli import commands
-
+    if flags := [text for text in rest if text.startswith("-")]:
+        parser.error(f"unrecognized arguments: {' '.join(flags)}; depthlab {options.command} --help lists them")
+    options.overrides += rest  # argparse takes no more of them after an option that stands in their midst
     try:
-        return commands.COMMANDS[options.command](options)
+        return _run(options)
     except ConfigError as error:
         print(f"depthlab: {error}", file=sys.stderr)
         return 2
@@ -43,11 +45,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\ndepthlab: stopped; finished runs are kept, type the same command to go on", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        sys.stderr.close()
+        # whoever read our output has gone, as `head` does; what is left of it must not fail again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def _run(options: argparse.Namespace) -> int:
+    from depthlab.cli import commands  # noqa: PLC0415 - torch, pandas and hydra, which --help does without
+
+    try:
+        status = commands.COMMANDS[options.command](options)
+        sys.stdout.flush()
     except commands.EXPECTED_ERRORS as error:
         print(f"depthlab: {error}", file=sys.stderr)
         return 1
+    return status
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -71,8 +83,8 @@ def _parser() -> argparse.ArgumentParser:
     figure = commands.add_parser(
         "figure",
         help="draw the figure, table and claims of an experiment from finished runs",
-        description="Writes figure.png, figure.svg, table.md, table.csv, claims.md, readings.csv.gz and provenance.json "
-        "into the experiment's folder of the results.",
+        description="Writes figure.png, figure.svg, table.md, table.csv, claims.md, readings.csv.gz and "
+        "provenance.json into the experiment's folder of the results.",
         allow_abbrev=False,
     )
     figure.add_argument("name", metavar="NAME", help="the experiment")
@@ -106,4 +118,3 @@ def _settings_help() -> str:
         lines.append(f"  {name}={shown if len(shown) < 30 else '[...]'}\n      {about}")
     lines.append("  device=auto\n      auto (CUDA where there is one), cpu, cuda or cuda:N")
     return "\n".join(lines)
-

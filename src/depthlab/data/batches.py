@@ -76,8 +76,9 @@ def evaluation_batches(
 
     inputs: float32 (b, c, h, w); labels: int64 (b,). The last batch holds what is left.
     """
-    for part, labels in zip(images.images.split(batch_size), images.labels.split(batch_size), strict=True):
-        yield normalize(part, mean, std), labels
+    for start in range(0, len(images), batch_size):
+        part = slice(start, start + batch_size)
+        yield normalize(images.images[part], mean, std), images.labels[part]
 
 
 def _stream(seed: int, name: str) -> torch.Generator:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from depthlab.config import DATASETS
 from depthlab.data.prepared import Prepared
@@ -32,7 +35,7 @@ def synthetic() -> Prepared:
     smooth = _interpolation(facts.size, 3)
     patterns = np.einsum("ia,jb,kabc->kijc", smooth, smooth, coarse)
 
-    def draw(count: int) -> tuple[np.ndarray, np.ndarray]:
+    def draw(count: int) -> tuple[NDArray[np.uint8], NDArray[np.integer[Any]]]:
         labels = np.arange(count) % facts.classes
         moves = random.integers(-1, 2, size=(count, 2))
         images = np.stack([np.roll(patterns[label], move, (0, 1)) for label, move in zip(labels, moves, strict=True)])
@@ -43,7 +46,7 @@ def synthetic() -> Prepared:
     return Prepared(*draw(facts.train), *draw(facts.test), names)
 
 
-def _interpolation(size: int, points: int) -> np.ndarray:
+def _interpolation(size: int, points: int) -> NDArray[np.float64]:
     """(size, points): the weights of linear interpolation from points to size pixels, ends on ends."""
-    position = np.linspace(0, points - 1, size)[:, None]
-    return np.clip(1 - np.abs(position - np.arange(points)), 0, None)
+    position = np.linspace(0, points - 1, size)
+    return np.stack([np.interp(position, np.arange(points), unit) for unit in np.eye(points)], axis=1)

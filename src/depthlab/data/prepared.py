@@ -1,14 +1,16 @@
-"""The prepared form of a data set: one .npz of plain arrays, checked when it is read, written whole or not at all."""
+"""The prepared form of a data set: one .npz of plain arrays, checked when it is read."""
 
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import platformdirs
+from numpy.typing import NDArray
 
 from depthlab.config import DATASETS, DatasetFacts
 
@@ -26,24 +28,66 @@ class Prepared:
     Images are uint8 (n, h, w) or (n, h, w, 3), labels integers (n,); classes are the names, by label.
     """
 
-    train_images: np.ndarray
-    train_labels: np.ndarray
-    test_images: np.ndarray
-    test_labels: np.ndarray
+    train_images: NDArray[np.uint8]
+    train_labels: NDArray[np.integer[Any]]
+    test_images: NDArray[np.uint8]
+    test_labels: NDArray[np.integer[Any]]
     classes: tuple[str, ...]
 
 
 def data_root() -> Path:
     """The folder of the data sets: $DEPTHLAB_DATA, or a folder in the user's cache. It need not exist."""
     given = os.environ.get("DEPTHLAB_DATA")
-    if given:
-        return Path(given).expanduser()
-    import platformdirs  # noqa: PLC0415
-
-    return platformdirs.user_cache_path("depthlab") / "data"
+    return Path(given).expanduser() if given else platformdirs.user_cache_path("depthlab") / "data"
 
 
-def read_prepared(name: str) -> Prepared:
-    path = data_root() / f"{name}.npz"
-    with np.load(path, allow_pickle=False) as file:
-        return Prepared(*(file[key] for key in KEYS[:-1]), classes=tuple(map(str, file["classes"])))
+def read_prepared(path: Path, name: str) -> Prepared:
+    """The data set of that name, from its file.
+
+    DataError if the file cannot be read, is damaged, or does not hold this data set. Nothing in it is executed:
+    arrays of objects, which numpy stores as pickles, are refused.
+    """
+    try:
+        # Opened here, as numpy leaves a damaged file open.
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in KEYS}
+    except OSError as error:
+        fault = error.strerror or str(error)
+        raise DataError(f"{path} cannot be read: {fault}; make it a file that this account may read") from None
+    except Exception as error:  # a damaged file makes zipfile, zlib and numpy raise a dozen kinds
+        raise _refused(path, name, f"is damaged or incomplete ({type(error).__name__}: {error})") from None
+    if fault := next(find_faults(arrays, DATASETS[name]), None):
+        raise _refused(path, name, f"is not a prepared {name}: {fault}")
+    classes = tuple(str(word) for word in arrays.pop("classes"))
+    return Prepared(**arrays, classes=classes)
+
+
+def write_prepared(path: Path, prepared: Prepared) -> None:
+    """The file that `read_prepared` reads. OSError if it cannot be written whole."""
+    arrays = {key: getattr(prepared, key) for key in KEYS[:-1]}
+    with path.open("wb") as file:
+        np.savez(file, **arrays, classes=np.array(prepared.classes, dtype=np.str_))
+
+
+def find_faults(arrays: Mapping[str, NDArray[Any]], facts: DatasetFacts) -> Iterator[str]:
+    """Where arrays differ from what is known of the data set; those after the first may follow from it."""
+    pixels = (facts.size, facts.size) + ((facts.channels,) if facts.channels > 1 else ())
+    for part, count in (("train", facts.train), ("test", facts.test)):
+        images, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
+        if images.dtype != np.uint8:
+            yield f"{part}_images are {images.dtype}, not uint8"
+        if images.shape != (count, *pixels):
+            yield f"{part}_images have shape {images.shape}, not {(count, *pixels)}"
+        if not np.issubdtype(labels.dtype, np.integer):
+            yield f"{part}_labels are {labels.dtype}, not integers"
+        if labels.shape != (count,):
+            yield f"{part}_labels have shape {labels.shape}, not {(count,)}"
+        if labels.min() < 0 or labels.max() >= facts.classes:
+            yield f"{part}_labels lie in {labels.min()}..{labels.max()}, not in 0..{facts.classes - 1}"
+    classes = arrays["classes"]
+    if classes.dtype.kind != "U" or classes.shape != (facts.classes,):
+        yield f"classes are {classes.dtype} of shape {classes.shape}, not {facts.classes} words"
+
+
+def _refused(path: Path, name: str, fault: str) -> DataError:
+    return DataError(f"{path} {' '.join(fault.split())}\ndelete it and run again, or copy a good {name}.npz there")

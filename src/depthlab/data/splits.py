@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from depthlab.config import DATASETS, DataConfig, stream_seed
+from depthlab.config import DataConfig, stream_seed
 from depthlab.data.built_in import digits, synthetic
-from depthlab.data.prepared import DataError, read_prepared
+from depthlab.data.download import prepared_file
+from depthlab.data.prepared import DataError, Prepared, read_prepared
 
 BUILT_IN = {"digits": digits, "synthetic": synthetic}
 
@@ -51,16 +54,21 @@ def load(config: DataConfig, device: torch.device) -> Splits:
 
     DataError if the data set is missing and cannot be had, or its file is damaged.
     """
-    prepared = BUILT_IN[config.name]() if config.name in BUILT_IN else read_prepared(config.name)
-    classes = DATASETS[config.name].classes
-    images, labels = _tensors(prepared.train_images, prepared.train_labels)
-    training, validation = split_indices(labels, classes, config)
-    train = Images(images[training], noisy(labels[training], classes, config))
-    mean, std = channel_statistics(train.images, config.name)
-    parts = (train, Images(images[validation], labels[validation]))
-    parts += (Images(*_tensors(prepared.test_images, prepared.test_labels)),)
-    moved = [Images(part.images.to(device), part.labels.to(device)) for part in parts]
-    return Splits(*moved, mean=mean.to(device), std=std.to(device), classes=prepared.classes)
+    prepared = _prepared(config.name)
+    count = len(prepared.classes)
+    images, labels = _images(prepared.train_images), _labels(prepared.train_labels)
+    training, validation = split_indices(labels, count, config)
+    # index_select and not [...]: a quarter of a second, not two, for the images of CIFAR.
+    training_images = images.index_select(0, training)
+    mean, std = channel_statistics(training_images, config.name)
+    return Splits(
+        train=Images(training_images.to(device), noisy(labels[training], count, config).to(device)),
+        validation=Images(images.index_select(0, validation).to(device), labels[validation].to(device)),
+        test=Images(_images(prepared.test_images).to(device), _labels(prepared.test_labels).to(device)),
+        mean=mean.to(device),
+        std=std.to(device),
+        classes=prepared.classes,
+    )
 
 
 def split_indices(labels: Tensor, classes: int, config: DataConfig) -> tuple[Tensor, Tensor]:
@@ -99,14 +107,21 @@ def channel_statistics(images: Tensor, name: str) -> tuple[Tensor, Tensor]:
     mean = share @ value
     std = (share * (value - mean[:, None]) ** 2).sum(1).sqrt()
     if not (std > 0).all():
-        raise DataError(f"the training images of {name} are the same throughout a channel; choose more images or others")
+        raise DataError(f"the training images of {name} are the same throughout a channel; choose more or others")
     return mean.float(), std.float()
 
 
-def _tensors(images: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
+def _prepared(name: str) -> Prepared:
+    return BUILT_IN[name]() if name in BUILT_IN else read_prepared(prepared_file(name), name)
+
+
+def _images(images: NDArray[np.uint8]) -> Tensor:
     tensor = torch.from_numpy(images)
-    tensor = tensor[:, None] if tensor.ndim == 3 else tensor.permute(0, 3, 1, 2).contiguous()
-    return tensor, torch.from_numpy(labels.astype(np.int64))
+    return tensor[:, None] if tensor.ndim == 3 else tensor.permute(0, 3, 1, 2).contiguous()
+
+
+def _labels(labels: NDArray[np.integer[Any]]) -> Tensor:
+    return torch.from_numpy(labels.astype(np.int64))
 
 
 def _rank_in_class(labels: Tensor, classes: int) -> Tensor:
@@ -119,7 +134,7 @@ def _rank_in_class(labels: Tensor, classes: int) -> Tensor:
 
 
 def _shares(counts: Tensor, total: int) -> Tensor:
-    """total divided in proportion to counts, in whole numbers that sum to it (largest remainders)."""
+    """Total divided in proportion to counts, in whole numbers that sum to it (largest remainders)."""
     share = total * counts // counts.sum()
     remainder = total * counts % counts.sum()
     share[remainder.argsort(descending=True, stable=True)[: total - int(share.sum())]] += 1

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from depthlab.config import PROBES, suggest
 from depthlab.probes import statistics
 
 ACTIVATION_PROBES = ("activation_mean", "activation_std", "saturation", "dead_fraction")
@@ -45,6 +46,7 @@ class Reading:
     model: any module whose forward pass runs the layers.
     layers: its weight layers (Linear, Conv), with names, in the order data flows.
     probes: names out of `depthlab.config.PROBES`.
+    ValueError on another name, or a layer that is no part of the model; TypeError on a layer without a weight.
 
     `backward_norm` is the norm of dL/dz, the gradient with respect to a weight layer's own output, over the whole
     batch; for a loss that is a mean over the batch it carries the mean's 1/N. Activation statistics are of the output
@@ -56,6 +58,12 @@ class Reading:
         self._model = model
         self._layers = [(name, layer, _weight(layer)) for name, layer in layers]
         self._probes = frozenset(probes)
+        for name in self._probes.difference(PROBES):
+            raise ValueError(f"probe {name!r} must be one of {', '.join(PROBES)}{suggest(name, PROBES)}")
+        modules = set(model.modules())
+        for name, layer in layers:
+            if layer not in modules:
+                raise ValueError(f"layer {name!r} is no part of the model; give modules out of model.modules()")
         self._handles: list[RemovableHandle] = []
         self._current: int | None = None
         self._values: dict[tuple[int, str], Tensor] = {}
@@ -107,7 +115,9 @@ class Reading:
             self._read_spread(output.detach())
             if "backward_norm" in self._probes and output.requires_grad:
                 # on the tensor, not the module: a module's backward hook breaks in-place operations that follow
-                output.register_hook(lambda gradient: self._read_backward(position, gradient))
+                output.register_hook(  # type: ignore[no-untyped-call]
+                    lambda gradient: self._read_backward(position, gradient)
+                )
 
         return hook
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 NEAR_END = 0.95
-"""A bounded activation counts as saturated in the outer 5 % of its range, on either side of its centre."""
+"""A bounded activation counts as saturated in the outer 5 % of its range, half of them at either end."""
 
 SATURATION_EDGES = {
     # |z| beyond which |2 sigmoid(z) - 1| = tanh(|z| / 2), or |tanh(z)|, exceeds NEAR_END
@@ -17,7 +17,7 @@ SATURATION_EDGES = {
     torch.nn.Tanh: torch.atanh(torch.tensor(NEAR_END, dtype=torch.float64)).item(),
 }
 RECTIFIERS = (torch.nn.ReLU, torch.nn.ReLU6)
-"""Activations whose output is exactly 0 where the gradient is: a unit of theirs can die."""
+"""Activations that are exactly 0, with gradient 0, over half of their inputs: a unit of theirs can die."""
 
 
 def norm(tensor: Tensor) -> Tensor:
@@ -46,12 +46,15 @@ def std(tensor: Tensor) -> Tensor:
 
 
 def relative_change(after: Tensor, before: Tensor) -> Tensor:
-    """Norm of an update over the norm of what it changed: |after - before| / |before|; infinity if that was zero."""
+    """Norm of an update over the norm of what it changed: |after - before| / |before|.
+
+    Infinity where zero was changed, NaN where it was left.
+    """
     return norm(after.to(torch.float64) - before) / norm(before)
 
 
 def saturation(preactivations: Tensor, edge: float) -> Tensor:
-    """Share of entries z with |z| > edge, in [0, 1]: where a bounded activation is within 5 % of an end of its range.
+    """Share of entries z with |z| > edge, in [0, 1]: where a bounded activation is in the outer 5 % of its range.
 
     Taken before the activation, where the distance from the centre is not squeezed. `SATURATION_EDGES` holds the edge
     of each bounded activation: atanh(0.95) = 1.83 for tanh, twice that for the sigmoid.

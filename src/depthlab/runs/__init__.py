@@ -2,7 +2,7 @@
 
 from depthlab.runs.ledger import Entry, ledger
 from depthlab.runs.run import execute
-from depthlab.runs.store import Run, Status, StoreError, results_root, runs_root
+from depthlab.runs.store import Run, Status, StoreError, results_root, runs_root, writing
 from depthlab.runs.sweep import Outcome, cost, load_readings, sweep
 
 __all__ = [
@@ -18,4 +18,5 @@ __all__ = [
     "results_root",
     "runs_root",
     "sweep",
+    "writing",
 ]

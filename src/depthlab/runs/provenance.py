@@ -20,8 +20,10 @@ def provenance() -> dict[str, Any]:
 
 
 def command_line() -> str:
-    """What was typed, with the program's name instead of its path."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    """What was typed, with the program's name instead of its path; for `python -m depthlab` that of the package."""
+    program = Path(sys.argv[0])
+    name = program.parent.name if program.name == "__main__.py" else program.name
+    return shlex.join([name, *sys.argv[1:]])
 
 
 @cache
@@ -31,12 +33,15 @@ def _code() -> dict[str, Any]:
     commit = _git(folder, "rev-parse", "HEAD")
     if commit is None or _git(folder, "ls-files", "--error-unmatch", Path(__file__).name) is None:
         return {"commit": None, "dirty": None}
-    return {"commit": commit, "dirty": bool(_git(folder, "status", "--porcelain", "--", ":/src", ":/configs"))}
+    changes = _git(folder, "status", "--porcelain", "--", ":/src", ":/configs")
+    return {"commit": commit, "dirty": None if changes is None else bool(changes)}
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
+    # without optional locks, since the workers of a sweep all ask at once while somebody may be committing
+    command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
     try:
-        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -19,7 +20,7 @@ from depthlab.config import PROTOCOL, DataConfig, RunConfig
 from depthlab.probes import Row
 from depthlab.runs.provenance import provenance
 from depthlab.runs.store import COLUMNS, Run, Status
-from depthlab.training import Evaluation, evaluate, train
+from depthlab.training import Evaluation, Update, evaluate, train
 
 NETWORK = "network"
 """The layer name of readings of the whole network; their depth is 0."""
@@ -39,7 +40,9 @@ def execute(
     """The finished run of a configuration: loaded if it is there, trained if it is not.
 
     One process at a time trains a run; another that asks for it waits, and then finds it done. An exception ends the
-    run as failed, with its traceback in error.txt, and is raised.
+    run as failed, with its traceback in error.txt, and is raised; Ctrl-C ends it as interrupted. A run that failed or
+    was interrupted is trained anew when it is asked for again. Raises StoreError if its directory is damaged or cannot
+    be written, DataError if the data cannot be had.
     """
     run = Run.of(config, root)
     if run.status().finished:
@@ -58,16 +61,23 @@ def execute(
         }
         run.begin(config, record)
         try:
-            with torch.random.fork_rng():
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
                 outcome = Trial(config, device, progress).run()
-        except BaseException as error:
-            (run.folder / "error.txt").write_text(traceback.format_exc())
-            status = Status.FAILED if isinstance(error, Exception) else Status.INTERRUPTED
-            run.write_record({"status": status, "error": _one_line(error), **record})
+            readings = outcome.pop("readings")
+            run.end(readings, {**outcome, "wall_seconds": round(time.perf_counter() - started, 3), **record})
+        except Exception as error:
+            run.end_early({"status": Status.FAILED, "error": one_line(error), **record}, traceback.format_exc())
             raise
-        run.write_readings(outcome.pop("readings"))
-        run.write_record({**outcome, "wall_seconds": round(time.perf_counter() - started, 3), **record})
+        except BaseException:
+            run.end_early({"status": Status.INTERRUPTED, **record}, None)
+            raise
         return run
+
+
+def one_line(error: BaseException) -> str:
+    """An error's kind and the first line of its message."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
 
 
 class Trial:
@@ -108,7 +118,7 @@ class Trial:
                 self.progress(done, self.last_loss, self.validation_error)
         return self._finished(done)
 
-    def _updates(self) -> Iterator[Any]:
+    def _updates(self) -> Iterator[Update]:
         splits, config = self.splits, self.config
         batches = data.Batches(
             splits.train,
@@ -128,7 +138,7 @@ class Trial:
             self._note(step, "batch_error", error)
         self.pending.clear()
         self.last_loss = values[-1][0]
-        return all(map(_is_finite, (loss for loss, _ in values)))
+        return all(math.isfinite(loss) for loss, _ in values)
 
     def _is_overdue(self, done: int) -> bool:
         """Evaluates, keeps the best weights, and says whether early stopping has had enough."""
@@ -146,6 +156,7 @@ class Trial:
     def _finished(self, done: int) -> dict[str, Any]:
         """Reads the test set, once: with the last weights and with those that validation chose."""
         assert self.chosen is not None
+        assert self.validation_error is not None
         part = data.Images(
             self.splits.train.images[: len(self.splits.validation.labels)],
             self.splits.train.labels[: len(self.splits.validation.labels)],
@@ -164,26 +175,29 @@ class Trial:
         }
         for name, value in metrics.items():
             self._note(done, name, value)
-        metrics["validation_error"] = self.validation_error or 0.0
-        return {"status": Status.DONE, "steps": done, "metrics": metrics, "readings": self._table()}
+        metrics["validation_error"] = self.validation_error
+        # the last update can blow the weights up unseen: errors stay numbers, a test loss need not, and JSON has no NaN
+        known = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        return {"status": Status.DONE, "steps": done, "metrics": known, "readings": self._table()}
 
     def _diverged(self) -> dict[str, Any]:
         """The loss is no number: keeps what was read up to and at that update."""
         table = self._table()
         losses = table[table["probe"] == "train_loss"]
-        step = int(losses.loc[~losses["value"].map(_is_finite), "step"].min())
+        step = int(losses.loc[~losses["value"].map(math.isfinite), "step"].min())
         return {"status": Status.DIVERGED, "diverged_step": step, "readings": table[table["step"] <= step]}
 
     def evaluate(self, images: data.Images) -> Evaluation:
         """Loss and error on a part of the data."""
-        batches = data.evaluation_batches(images, batch_size=EVALUATION_BATCH, mean=self.splits.mean, std=self.splits.std)
+        batches = data.evaluation_batches(
+            images, batch_size=EVALUATION_BATCH, mean=self.splits.mean, std=self.splits.std
+        )
         return evaluate(self.model, batches, self.config.train)
 
     def _note(self, step: int, probe: str, value: float) -> None:
         self.rows.append((step, NETWORK, 0, probe, value))
 
-    def _keep(self, step: int, rows: Any) -> None:
-        row: Row
+    def _keep(self, step: int, rows: Iterable[Row]) -> None:
         for row in rows:
             self.rows.append((step, row.layer, row.depth, row.probe, row.value))
 
@@ -208,14 +222,5 @@ def load_splits(config: DataConfig, device: torch.device) -> data.Splits:
     return data.load(config, device)
 
 
-def _is_finite(value: float) -> bool:
-    return value - value == 0
-
-
 def _device_name(device: torch.device) -> str:
     return f"cuda: {torch.cuda.get_device_name(device)}" if device.type == "cuda" else device.type
-
-
-def _one_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

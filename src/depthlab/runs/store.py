@@ -16,7 +16,7 @@ import os
 import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -51,9 +51,19 @@ class Status(StrEnum):
         return self in (Status.DONE, Status.DIVERGED)
 
 
+REQUIRED: dict[str, tuple[str, ...]] = {
+    Status.RUNNING: ("host", "pid"),
+    Status.INTERRUPTED: (),
+    Status.FAILED: ("error",),
+    Status.DIVERGED: ("diverged_step", "wall_seconds"),
+    Status.DONE: ("steps", "metrics", "wall_seconds"),
+}
+"""What run.json holds besides provenance, by its status."""
+
+
 def results_root() -> Path:
     """Where results are kept: $DEPTHLAB_RESULTS, or `results` in the working directory."""
-    return Path(os.environ.get("DEPTHLAB_RESULTS") or "results").absolute()
+    return Path(os.environ.get("DEPTHLAB_RESULTS") or "results").expanduser().absolute()
 
 
 def runs_root() -> Path:
@@ -91,12 +101,15 @@ class Run:
         """What run.json says; empty if there is none. Raises StoreError if it cannot be read."""
         path = self.folder / "run.json"
         try:
-            found = json.loads(path.read_text())
-            Status(found["status"])
-        except FileNotFoundError:
+            found = json.loads(path.read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
             return {}
-        except (OSError, ValueError, KeyError, TypeError):
-            raise StoreError(f"{path} is damaged; delete {self.folder} and train the run again") from None
+        except OSError as error:
+            raise StoreError(f"{path} cannot be read: {error.strerror}; give this account access to it") from None
+        except ValueError:
+            found = None
+        if not _is_whole(found):
+            raise StoreError(f"{path} is damaged; delete {self.folder} and train the run again")
         return dict(found)
 
     def readings(self) -> pd.DataFrame:
@@ -111,47 +124,79 @@ class Run:
     def locked(self) -> Iterator[None]:
         """Holds the run's lock; waits for whoever holds it. The lock of a process that is gone is taken over.
 
-        An existence lock, not flock: it holds on network file systems too.
+        An existence lock, not flock: it holds on network file systems too. Of another host's process it cannot know
+        whether it is gone; such a lock is waited for until somebody deletes it.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with filelock.SoftFileLock(self.folder / "lock"):
+        lock = filelock.SoftFileLock(self.folder / "lock")
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        try:
             yield
+        finally:
+            lock.release()
 
     def begin(self, config: RunConfig, record: dict[str, Any]) -> None:
         """Notes that this process trains the run from now on."""
-        write_atomically(self.folder / "config.yaml", yaml.safe_dump(to_mapping(config), sort_keys=False).encode())
+        self._replace("config.yaml", yaml.safe_dump(to_mapping(config), sort_keys=False))
         (self.folder / "error.txt").unlink(missing_ok=True)
-        self.write_record({"status": Status.RUNNING, "host": socket.gethostname(), "pid": os.getpid(), **record})
+        self._write_record({"status": Status.RUNNING, "host": socket.gethostname(), "pid": os.getpid(), **record})
 
-    def write_record(self, record: dict[str, Any]) -> None:
-        """Replaces run.json."""
-        write_atomically(self.folder / "run.json", (json.dumps(record, indent=2) + "\n").encode())
-
-    def write_readings(self, readings: pd.DataFrame) -> None:
-        """Replaces readings.parquet."""
+    def end(self, readings: pd.DataFrame, record: dict[str, Any]) -> None:
+        """Notes a result: the readings first, so that a run that is finished has them."""
         with _replacing(self.folder / "readings.parquet") as temporary:
             readings.astype(COLUMNS).to_parquet(temporary, index=False)
+        self._write_record(record)
+
+    def end_early(self, record: dict[str, Any], trace: str | None) -> None:
+        """Notes that the run was interrupted or, with a traceback, that it failed; on a full disk as far as it can."""
+        with suppress(StoreError):
+            if trace is not None:
+                self._replace("error.txt", trace)
+            self._write_record(record)
+
+    def _write_record(self, record: dict[str, Any]) -> None:
+        self._replace("run.json", json.dumps(record, indent=2, allow_nan=False) + "\n")
+
+    def _replace(self, name: str, text: str) -> None:
+        with _replacing(self.folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file so that a reader sees all of it or what was there before."""
-    with _replacing(path) as temporary:
-        temporary.write_bytes(content)
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Tells faults of the disk that happen inside as a StoreError: no space, no access, no such folder."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"cannot write {path}: {error.strerror or error}; make room or give access there, or set DEPTHLAB_RESULTS"
+        ) from error
 
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(descriptor)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """A file to write, renamed to its place when all of it is on the disk: a reader sees all of it, or the old one."""
+    with writing(path):
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(descriptor)
+        temporary = Path(name)
+        try:
+            yield temporary
+            with temporary.open("rb") as written:
+                os.fsync(written.fileno())
+            temporary.chmod(0o644)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _is_whole(record: Any) -> bool:
+    return (
+        isinstance(record, dict)
+        and record.get("status") in REQUIRED
+        and all(name in record for name in REQUIRED[record["status"]])
+    )
 
 
 def _is_gone(record: dict[str, Any]) -> bool:

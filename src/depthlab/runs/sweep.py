@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import sys
 from collections.abc import Iterable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from tqdm import tqdm
 
 from depthlab.config import RunConfig, SweepConfig, flat
-from depthlab.runs.run import execute
-from depthlab.runs.store import Run, Status, StoreError, runs_root
-from depthlab.training import available_cores, prepare_process
+from depthlab.runs.store import Run, StoreError, runs_root
+from depthlab.runs.workers import Workers, tell
+from depthlab.training import available_cores
 
 
 @dataclass(frozen=True)
@@ -37,15 +31,16 @@ def sweep(configs: Iterable[RunConfig], *, device: torch.device, launch: SweepCo
     the other with all threads, and a run's bits do not depend on how many run beside it.
     """
     unique = {config.key(): config for config in configs}
-    missing = [config for config in unique.values() if not Run.of(config).status().finished]
+    missing = [config for config in unique.values() if not _is_finished(config)]
     missing.sort(key=_cost, reverse=True)  # the longest first, so that none is left over at the end
-    workers = min(len(missing), launch.workers or (1 if device.type == "cuda" else available_cores()))
-    failures: list[tuple[str, str]] = []
     found = len(unique) - len(missing)
-    if missing:
-        _tell(f"{len(missing)} of {len(unique)} runs to train, {workers} at once; {found} are finished")
-        failures = _train_all(missing, device, workers, launch.threads or 1)
-    return Outcome(len(missing) - len(failures), found, failures)
+    if not missing:
+        return Outcome(0, found, [])
+    count = min(len(missing), launch.workers or (1 if device.type == "cuda" else available_cores()))
+    tell(f"{len(missing)} of {len(unique)} runs to train, {count} at once; {found} are finished")
+    workers = Workers(count, device, launch.threads or 1, len(missing))
+    workers.train_all(missing)
+    return Outcome(len(missing) - len(workers.failures), found, workers.failures)
 
 
 def load_readings(configs: Iterable[RunConfig], probes: Sequence[str] | None = None) -> pd.DataFrame:
@@ -60,14 +55,15 @@ def load_readings(configs: Iterable[RunConfig], probes: Sequence[str] | None = N
     unfinished = [key for key, state in states.items() if not state.finished]
     if unfinished:
         raise StoreError(f"{len(unfinished)} of {len(unique)} runs are not finished in {runs_root()}")
-    settings = pd.DataFrame({key: flat(config) for key, config in unique.items()}).T.map(_plain)
-    kept = [name for name in settings if _is_kept(str(name)) or settings[name].nunique(dropna=False) > 1]
+    settings = {key: {name: _plain(value) for name, value in flat(config).items()} for key, config in unique.items()}
+    differing = {name for name in flat(RunConfig()) if len({values[name] for values in settings.values()}) > 1}
     tables = []
     for key, run in runs.items():
         table = run.readings()
         if probes is not None:
             table = table[table["probe"].isin(probes)]
-        tables.append(table.assign(key=key, status=states[key].value, **settings.loc[key, kept].to_dict()))
+        kept = {name: value for name, value in settings[key].items() if _is_kept(name) or name in differing}
+        tables.append(table.assign(key=key, status=states[key].value, **kept))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -83,73 +79,16 @@ def cost(configs: Iterable[RunConfig]) -> dict[str, Any]:
     }
 
 
+def _is_finished(config: RunConfig) -> bool:
+    """A run whose directory is damaged is not: asked for, it fails with the reason, and the others go on."""
+    try:
+        return Run.of(config).status().finished
+    except StoreError:
+        return False
+
+
 def _is_kept(name: str) -> bool:
     return name.startswith("model.") or name in ("data.name", "train.steps", "seed")
-
-
-def _train_all(configs: Sequence[RunConfig], device: torch.device, workers: int, threads: int) -> list[tuple[str, str]]:
-    failures: list[tuple[str, str]] = []
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare_worker, initargs=(threads,))
-    bar = tqdm(total=len(configs), unit="run", disable=not sys.stderr.isatty(), dynamic_ncols=True)
-    try:
-        futures: dict[Future[str], RunConfig] = {
-            pool.submit(_train_one, config, runs_root(), device): config for config in configs
-        }
-        for number, future in enumerate(as_completed(futures), start=1):
-            config = futures[future]
-            summary = _summary(future, config)
-            if future.exception() is not None:
-                failures.append((config.key(), summary))
-            bar.update()
-            bar.set_postfix_str(f"{len(failures)} failed" if failures else "")
-            if bar.disable:
-                _tell(f"[{number}/{len(configs)}] {config.key()} {summary}")
-    except KeyboardInterrupt:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in multiprocessing.active_children():
-            process.terminate()
-        raise
-    finally:
-        bar.close()
-        pool.shutdown(cancel_futures=True)
-    return failures
-
-
-def _prepare_worker(threads: int) -> None:
-    # one group of keystrokes interrupts parent and workers alike; the parent alone says so
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    prepare_process(threads)
-
-
-def _train_one(config: RunConfig, root: Path, device: torch.device) -> str:
-    run = execute(config, root=root, device=device)
-    record = run.record()
-    return _result_line(record)
-
-
-def _result_line(record: dict[str, Any]) -> str:
-    if record["status"] == Status.DIVERGED:
-        return f"diverged at step {record['diverged_step']} after {record['wall_seconds']:.1f} s"
-    return f"done in {record['wall_seconds']:.1f} s, test error {record['metrics']['test_error']:.2%}"
-
-
-def _summary(future: Future[str], config: RunConfig) -> str:
-    error = future.exception()
-    if error is None:
-        return f"{_name(config)}: {future.result()}"
-    return f"{_name(config)}: failed: {type(error).__name__}: {error}"
-
-
-def _name(config: RunConfig) -> str:
-    model = config.model
-    return (
-        f"{model.family}-{model.depth} {model.activation} init={model.init} norm={model.norm} skip={model.skip} "
-        f"seed={config.seed}"
-    )
 
 
 def _cost(config: RunConfig) -> float:
@@ -158,7 +97,3 @@ def _cost(config: RunConfig) -> float:
 
 def _plain(value: Any) -> Any:
     return ",".join(map(str, value)) if isinstance(value, list) else value
-
-
-def _tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

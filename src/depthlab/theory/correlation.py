@@ -8,9 +8,7 @@ from scipy import optimize
 
 from depthlab.theory.activations import find_activation
 from depthlab.theory.expectation import mean_product
-from depthlab.theory.variance import fixed_point, variance_map
-
-ROUNDING = 1e-12
+from depthlab.theory.variance import ROUNDING, fixed_point, variance_map
 
 
 def correlation_map(
@@ -35,7 +33,7 @@ def correlation_chi(
 ) -> float:
     """Slope d c_next / d c of the correlation map at c (default: its fixed point c*).
 
-    sigma_w^2 E[phi'(u1) phi'(u2)] q / q_next   (Schoenholz et al. 2017, eq. 9; q_next = q at the fixed point)
+    sigma_w^2 E[phi'(u1) phi'(u2)] q / q_next   (Schoenholz et al. 2017; q_next = q at the fixed point)
 
     At the fixed point of q and c = 1 it is chi, the factor of the gradients. Raises as correlation_map does.
     """

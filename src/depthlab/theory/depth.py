@@ -35,11 +35,12 @@ def profile(depth: int, *, activation: str, sigma_w: float, sigma_b: float = 0.0
     """Pre-activation variances and backward norms of every weight layer of a net of constant width.
 
     q_1 = sigma_w^2 q0 + sigma_b^2 with q0 the mean square of the input's entries; q_{l+1} = variance_map(q_l);
-    |dL/dz_l|^2 = |dL/dz_{l+1}|^2 sigma_w^2 E[phi'(sqrt(q_l) z)^2]   (Schoenholz et al. 2017, eq. 3 and 13)
+    |dL/dz_l|^2 = |dL/dz_{l+1}|^2 sigma_w^2 E[phi'(sqrt(q_l) z)^2]   (Schoenholz et al. 2017)
 
     Right where slopes are not: near the input, and on the critical line, which is approached only algebraically (tanh
-    with sigma_w = 1, sigma_b = 0). The head is taken to be drawn as the other layers are. Raises ValueError on
-    depth < 2 and as variance_map does.
+    with sigma_w = 1, sigma_b = 0). The head is taken to be drawn as the other layers are. These are means of squares at
+    large width; the mean of ln|dL/dz| over nets falls (3 E[phi'^4] / E[phi'^2]^2 - 1) / (4 width) further per layer
+    (relu: 5 / (4 width); Hanin & Nica 2020). Raises ValueError on depth < 2 and as variance_map does.
     """
     if depth < 2:
         raise ValueError(f"depth={depth} must count at least a hidden weight layer and the head: 2 or more")
@@ -92,7 +93,7 @@ def phase(*, activation: str, sigma_w: float, sigma_b: float = 0.0) -> Phase:
 def depth_scale(*, activation: str, sigma_w: float, sigma_b: float = 0.0) -> float:
     """Number of layers xi = 1 / |ln chi| in which E|dL/dz|^2 changes e-fold; inf where critical.
 
-    Schoenholz et al. 2017, eq. 14.
+    Schoenholz et al. 2017.
     """
     return _scale(chi(activation=activation, sigma_w=sigma_w, sigma_b=sigma_b))
 
@@ -100,14 +101,14 @@ def depth_scale(*, activation: str, sigma_w: float, sigma_b: float = 0.0) -> flo
 def correlation_depth_scale(*, activation: str, sigma_w: float, sigma_b: float = 0.0) -> float:
     """Number of layers xi_c = 1 / |ln chi_c*| in which a correlation's distance from c* falls e-fold.
 
-    inf where it falls algebraically. Schoenholz et al. 2017, eq. 9. Equal to depth_scale in the ordered phase at a
+    inf where it falls algebraically. Schoenholz et al. 2017. Equal to depth_scale in the ordered phase at a
     positive q*. Raises ValueError where the variance has no positive, finite limit.
     """
     return _scale(correlation_chi(activation=activation, sigma_w=sigma_w, sigma_b=sigma_b))
 
 
 def trainable_depth(*, activation: str, sigma_w: float, sigma_b: float = 0.0) -> float:
-    """About how deep a net still trains: 6 xi_c layers (Schoenholz et al. 2017, section 5, from experiments on MNIST).
+    """About how deep a net still trains: 6 xi_c layers (Schoenholz et al. 2017, from experiments).
 
     Where correlations do not settle exponentially because the variance itself dies, explodes or has no scale (relu
     without biases), 6 xi of the gradients stands in. inf where critical.

@@ -46,7 +46,7 @@ def mean_value(activation: Activation, q: float) -> float:
 def mean_product(activation: Activation, q: float, c: float, *, of_derivative: bool = False) -> float:
     """E[phi(u1) phi(u2)], or E[phi'(u1) phi'(u2)], of centred Gaussians with variance q and correlation c.
 
-    0 < q < inf and -1 <= c <= 1. Piecewise linear phi: the arc-cosine kernels of Cho & Saul 2009, eq. 6.
+    0 < q < inf and -1 <= c <= 1. Piecewise linear phi: the arc-cosine kernels J_0 and J_1 of Cho & Saul 2009.
     """
     angle = math.acos(c)
     if activation.slopes is not None:

@@ -40,8 +40,8 @@ def batch_norm_backward_slope(*, activation: str) -> float:
     Batch norm's own gain is 1 / (sigma_w sd[phi]), which cancels sigma_w; what is left is at least 1 by Poincare's
     inequality, with equality for linear phi alone: gradients explode towards the input whatever the weights. Yang et
     al. 2019 ("A mean field theory of batch normalization") derive it for relu. Conditions: at initialization, batch
-    statistics of a large batch of distinct inputs, layers wider than the batch, no skips. A batch of B explodes faster
-    by about 1 / (2 B) per layer (linear phi: |dL/dz|^2 grows by (B - 2) / (B - 3)).
+    statistics of a large batch of distinct inputs, layers several times wider than the batch, no skips. A batch of B
+    explodes faster by about 1 / (2 B) per layer, and finite width adds as much again where phi is nearly linear.
     """
     found = find_activation(activation)
     variance = mean_square(found, 1.0) - mean_value(found, 1.0) ** 2

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 from scipy import optimize
 
 from depthlab.theory.activations import find_activation
@@ -18,8 +19,14 @@ from depthlab.theory.expectation import mean_square
 CRITICAL_TOLERANCE = 1e-9
 """chi closer to 1 than this counts as critical: sigma_w = sqrt(2) is itself rounded."""
 
-SMALLEST, LARGEST = 1e-30, 1e16
+SMALLEST, LARGEST = 1e-30, 1e12
 """Fixed points beyond these count as 0 and as infinite."""
+
+SEARCH_STEP = 0.25
+"""Of ln q, in the search for fixed points; the map's growth q_next / q varies on a scale of 1 or more."""
+
+ROUNDING = 1e-12
+"""What accumulates in expectations and their differences."""
 
 
 def variance_map(q: float, *, activation: str, sigma_w: float, sigma_b: float = 0.0) -> float:
@@ -46,7 +53,7 @@ def fixed_point(*, activation: str, sigma_w: float, sigma_b: float = 0.0, start:
     - gelu, silu: E[phi^2] / q *grows* with q, from 1/4 to 1/2. Between sigma_w^2 = 2 and 4 a small start may therefore
       die out where a large one explodes: the limit depends on the start.
 
-    A limit below 1e-30 is reported as 0, one above 1e16 as inf.
+    A limit below 1e-30 is reported as 0, one above 1e12 as inf.
     """
     check_weights(sigma_w, sigma_b)
     if not 0.0 < start <= LARGEST:
@@ -60,12 +67,14 @@ def fixed_point(*, activation: str, sigma_w: float, sigma_b: float = 0.0, start:
         grown = variance_map(q, activation=activation, sigma_w=sigma_w, sigma_b=sigma_b)
         return math.log(grown / q) if grown > 0.0 else -math.inf
 
-    # The map rises with q, so the limit is the first fixed point met in the direction of the first step. log_growth
-    # either falls throughout or falls and then rises (gelu, silu): below its lowest point it crosses 0 at most once.
-    if log_growth(math.log(start)) > 0.0:
-        return _limit_above(log_growth, math.log(start))
-    lowest = variance_map(0.0, activation=activation, sigma_w=sigma_w, sigma_b=sigma_b)
-    return _limit_below(log_growth, lowest, start)
+    # the map rises with q, so the limit is the first fixed point met in the direction of the first step
+    log_start = math.log(start)
+    if log_growth(log_start) > 0.0:
+        log_limit = _first_crossing(log_growth, log_start, math.log(LARGEST))
+        return math.inf if log_limit is None else math.exp(log_limit)
+    lowest = variance_map(0.0, activation=activation, sigma_w=sigma_w, sigma_b=sigma_b)  # no fixed point is below
+    log_limit = _first_crossing(log_growth, log_start, math.log(max(lowest, SMALLEST)))
+    return lowest if log_limit is None else math.exp(log_limit)
 
 
 def _homogeneous_fixed_point(gain: float, sigma_b: float, start: float) -> float:
@@ -75,30 +84,41 @@ def _homogeneous_fixed_point(gain: float, sigma_b: float, start: float) -> float
     return sigma_b**2 / (1.0 - gain) if gain < 1.0 else math.inf
 
 
-def _limit_above(log_growth: Callable[[float], float], log_start: float) -> float:
-    highest = math.log(LARGEST)
-    lowest_growth = optimize.minimize_scalar(log_growth, bounds=(log_start, highest), method="bounded").x
-    ends = [end for end in (lowest_growth, highest) if log_growth(end) <= 0.0]
-    return _crossing(log_growth, log_start, ends[0]) if ends else math.inf
+def _first_crossing(function: Callable[[float], float], start: float, end: float) -> float | None:
+    """The first zero met on the way from start to end, None if there is none; values below ROUNDING have no sign.
+
+    Found in small steps, and between them where a dip towards 0 has its bottom: silu and gelu may have two fixed points
+    close together.
+    """
+    if abs(function(start)) < ROUNDING:
+        return start
+    sign = math.copysign(1.0, function(start))
+
+    def above(x: float) -> float:
+        return sign * function(x)
+
+    points = np.linspace(start, end, 2 + int(abs(end - start) / SEARCH_STEP)).tolist()
+    values = [above(points[0])]
+    for index in range(1, len(points)):
+        values.append(above(points[index]))
+        if values[-1] < -ROUNDING:
+            return _zero_between(above, points[index - 1], points[index])
+        if index > 1 and values[-2] < min(values[-3], values[-1]) - ROUNDING:
+            ends = sorted((points[index - 2], points[index]))
+            bottom = float(optimize.minimize_scalar(above, bounds=ends, method="bounded").x)
+            if above(bottom) < -ROUNDING:
+                return _zero_between(above, points[index - 2], bottom)
+    return None
 
 
-def _limit_below(log_growth: Callable[[float], float], lowest: float, start: float) -> float:
-    """`lowest` is the map's value at 0, which no fixed point is below."""
-    log_lowest = math.log(max(lowest, SMALLEST))
-    if log_lowest >= math.log(start) or log_growth(log_lowest) <= 0.0:
-        return lowest
-    return _crossing(log_growth, log_lowest, math.log(start))
-
-
-def _crossing(log_growth: Callable[[float], float], low: float, high: float) -> float:
-    root = float(optimize.brentq(log_growth, low, high, xtol=1e-14, rtol=1e-14, maxiter=1000))
-    return math.exp(root)
+def _zero_between(above: Callable[[float], float], here: float, beyond: float) -> float:
+    return here if above(here) <= 0.0 else float(optimize.brentq(above, here, beyond, xtol=1e-14, rtol=1e-14))
 
 
 def chi(*, activation: str, sigma_w: float, sigma_b: float = 0.0, q: float | None = None) -> float:
     """Susceptibility: the factor by which E|dL/dz|^2 grows per layer towards the input, at variance q (default q*).
 
-    chi = sigma_w^2 E[phi'(sqrt(q) z)^2]   (Schoenholz et al. 2017, eq. 5 and 13)
+    chi = sigma_w^2 E[phi'(sqrt(q) z)^2]   (Schoenholz et al. 2017, where it is chi_1)
 
     Below 1 gradients vanish towards the input, above 1 they explode. At a fixed point of 0 or inf this is the limit.
     """

@@ -96,8 +96,8 @@ def criterion(logits: Tensor, labels: Tensor, config: TrainConfig) -> Tensor:
     if config.loss == "cross_entropy":
         return F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
     classes = logits.shape[1]
-    targets = F.one_hot(labels, classes) * (1 - config.label_smoothing) + config.label_smoothing / classes
-    return F.mse_loss(logits, targets.to(logits.dtype))
+    one_hot = F.one_hot(labels, classes).to(logits.dtype)
+    return F.mse_loss(logits, one_hot * (1 - config.label_smoothing) + config.label_smoothing / classes)
 
 
 @torch.no_grad()

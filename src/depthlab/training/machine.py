@@ -20,7 +20,9 @@ def resolve_device(name: str) -> torch.device:
     except RuntimeError:
         raise ConfigError(f"device={name} is not a device; choose auto, cpu, cuda or cuda:N") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device={name}: this machine has {torch.cuda.device_count()} CUDA devices; choose auto or cpu")
+        raise ConfigError(
+            f"device={name}: this machine has {torch.cuda.device_count()} CUDA devices; choose auto or cpu"
+        )
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f"device={name} is not supported; choose auto, cpu, cuda or cuda:N")
     return device

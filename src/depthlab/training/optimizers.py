@@ -25,9 +25,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
                 fused=True,
             )
         case "adam":
-            return torch.optim.Adam(
-                parameters, lr=config.lr, betas=betas, weight_decay=config.weight_decay, fused=True
-            )
+            return torch.optim.Adam(parameters, lr=config.lr, betas=betas, weight_decay=config.weight_decay, fused=True)
         case "adamw":
             return torch.optim.AdamW(
                 parameters, lr=config.lr, betas=betas, weight_decay=config.weight_decay, fused=True

@@ -1,0 +1,86 @@
+# Every target sets up what it needs in .venv, and does nothing there when that is up to date. `make` lists the targets.
+
+.DEFAULT_GOAL := help
+EXPERIMENTS := $(sort $(basename $(notdir $(wildcard configs/experiment/*.yaml))))
+.PHONY: help test test-slow check lint types format reproduce results clean $(EXPERIMENTS)
+
+SCALE ?= laptop
+ARGS =
+PYTHON ?= $(shell for name in python3.13 python3.12 python3.11 python3; do \
+	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
+
+VENV := .venv
+RUN := $(VENV)/bin/python -m
+INSTALL := $(RUN) pip install --quiet --disable-pip-version-check -c constraints.txt
+CREATED := $(VENV)/.created
+INSTALLED := $(VENV)/.installed
+WITH_TOOLS := $(VENV)/.installed-with-tools
+
+help: ## this list
+	@echo 'usage: make TARGET [SCALE=smoke|laptop|paper] [ARGS="..."]'
+	@echo
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-22s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@echo 'experiments: train what is missing at SCALE (default laptop), then draw; ARGS="sweep.workers=2 seed=0" are settings'
+	@for name in $(filter-out quickstart,$(EXPERIMENTS)); do \
+		printf '  %-22s ' $$name; sed -n 's/^title: *//p' configs/experiment/$$name.yaml; done
+
+quickstart: ## a first figure in minutes: trains a small grid on built-in digits and draws it, with no download of data
+
+test: $(WITH_TOOLS) ## the tests; ARGS="tests/theory -x" are pytest's
+	OMP_NUM_THREADS=1 $(RUN) pytest -n auto $(ARGS)
+
+test-slow: $(WITH_TOOLS) ## the tests that take longer
+	OMP_NUM_THREADS=1 $(RUN) pytest -n auto -m slow $(ARGS)
+
+check: lint types test ## lint, types and tests
+
+lint: $(WITH_TOOLS) ## style and format, changing nothing
+	$(RUN) ruff check
+	$(RUN) ruff format --check
+
+types: $(WITH_TOOLS) ## the type checker
+	$(RUN) mypy
+
+format: $(WITH_TOOLS) ## formats the code and mends what can be mended
+	$(RUN) ruff check --fix
+	$(RUN) ruff format
+
+reproduce: $(EXPERIMENTS) ## all experiments, trained and drawn, at SCALE
+
+results: $(INSTALLED) ## draws all figures, tables and claims again from their stored readings, without training
+	@root="$${DEPTHLAB_RESULTS:-results}"; \
+	for readings in "$$root"/*/readings.csv.gz; do \
+		[ -f "$$readings" ] || { echo "there are no readings in $$root/*; train first: make reproduce" >&2; exit 1; }; \
+		name=$$(basename "$$(dirname "$$readings")"); \
+		echo "$(RUN) depthlab figure $$name --redraw"; $(RUN) depthlab figure $$name --redraw || exit 1; \
+	done
+
+clean: ## removes .venv, builds and caches; runs, figures and data sets stay
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find src experiments tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(EXPERIMENTS): $(INSTALLED)
+	$(RUN) depthlab train experiment=$@ scale=$(SCALE) $(ARGS)
+	$(RUN) depthlab figure $@ scale=$(SCALE) $(ARGS)
+
+$(CREATED):
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo 'depthlab needs Python 3.11 or newer, and found none ($(or $(PYTHON),python3.11, python3.12, python3.13, python3)).' >&2; \
+		echo 'Install one, or say where it is: make PYTHON=/path/to/python3' >&2; exit 1; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo '$(PYTHON) cannot make virtual environments: its module venv or ensurepip is missing.' >&2; \
+		echo 'On Debian and Ubuntu install the package python3-venv, or name another Python: make PYTHON=/path/to/python3' >&2; \
+		exit 1; }
+	"$(PYTHON)" -m venv --clear $(VENV)
+	@touch $@
+
+$(INSTALLED): $(CREATED) pyproject.toml constraints.txt
+	@echo 'installing depthlab and what it needs into $(VENV); torch is large, the first time takes a while'
+	$(INSTALL) -e .
+	@touch $@
+
+$(WITH_TOOLS): $(CREATED) pyproject.toml constraints.txt
+	@echo 'installing depthlab, what it needs and the development tools into $(VENV); torch is large, the first time takes a while'
+	$(INSTALL) -e '.[dev]'
+	@touch $(INSTALLED) $@

@@ -1,0 +1,142 @@
+"""The processes of a sweep."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from depthlab.config import RunConfig
+from depthlab.runs.run import execute, one_line
+from depthlab.runs.store import Run, Status, runs_root
+from depthlab.training import prepare_process
+
+
+class Workers:
+    """The processes of a sweep, and what is told of their runs."""
+
+    def __init__(self, count: int, device: torch.device, threads: int, total: int) -> None:
+        self.failures: list[tuple[str, str]] = []
+        self._count, self._device, self._threads = count, device, threads
+        self._ended, self._total = 0, total
+        self._bar = tqdm(total=total, unit="run", disable=not sys.stderr.isatty(), dynamic_ncols=True)
+
+    def train_all(self, configs: Sequence[RunConfig]) -> None:
+        """Trains every run. A run whose process is killed fails, and the others are trained all the same.
+
+        One process that dies takes the others of its pool with it. What was being trained is then trained again, each
+        run alone, which tells the run that kills its process from those that only stood beside it.
+        """
+        try:
+            while left := self._train(configs, self._count):
+                suspects = [config for config in left if Run.of(config).status() is Status.INTERRUPTED]
+                for suspect in suspects:
+                    if self._train([suspect], 1):
+                        self._tell(suspect, False, "failed: its process was killed, perhaps for want of memory")
+                configs = [config for config in left if config not in suspects]
+                if not suspects:
+                    for config in configs:
+                        self._tell(config, False, "failed: its process was killed before it could begin")
+                    return
+        finally:
+            self._bar.close()
+
+    def _train(self, configs: Sequence[RunConfig], count: int) -> list[RunConfig]:
+        """Trains runs in a pool of so many processes, and returns those that are left when one of these has died."""
+        if not configs:
+            return []
+        others = set(multiprocessing.active_children())
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(count, mp_context=context, initializer=_prepare_worker, initargs=(self._threads,))
+        left = dict.fromkeys(configs)
+        try:
+            with _interrupts_ignored():
+                futures = {pool.submit(_train_one, config, runs_root(), self._device): config for config in configs}
+            for future in as_completed(futures):
+                self._tell(futures[future], *future.result())
+                del left[futures[future]]
+        except BrokenProcessPool:
+            pass
+        except KeyboardInterrupt:
+            for process in set(multiprocessing.active_children()) - others:
+                process.terminate()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+        return list(left)
+
+    def _tell(self, config: RunConfig, succeeded: bool, result: str) -> None:
+        line = f"{_name(config)}: {result}"
+        if not succeeded:
+            self.failures.append((config.key(), line))
+            self._bar.set_postfix_str(f"{len(self.failures)} failed", refresh=False)
+        self._bar.update()
+        if self._bar.disable:
+            self._ended += 1
+            tell(f"[{self._ended}/{self._total}] {config.key()} {line}")
+
+
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Ctrl-C reaches the workers as well; those started inside ignore it from their first moment on.
+
+    The parent alone answers it, and ends them. Only a main thread can set this; of another's workers each sets it
+    itself when it is up.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _prepare_worker(threads: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    prepare_process(threads)
+
+
+def _end_with_parent() -> None:
+    """Ends this worker when its parent was killed; it would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _train_one(config: RunConfig, root: Path, device: torch.device) -> tuple[bool, str]:
+    """Whether the run ended with a result, and what to tell of it."""
+    try:
+        record = execute(config, root=root, device=device).record()
+    except Exception as error:  # whatever it is, the other runs go on
+        trace = Run.of(config, root).folder / "error.txt"
+        return False, f"failed: {one_line(error)}" + (f" (traceback in {trace})" if trace.exists() else "")
+    if record["status"] == Status.DIVERGED:
+        return True, f"diverged at step {record['diverged_step']} after {record['wall_seconds']:.1f} s"
+    return True, f"done in {record['wall_seconds']:.1f} s, test error {record['metrics']['test_error']:.2%}"
+
+
+def _name(config: RunConfig) -> str:
+    model = config.model
+    return (
+        f"{model.family}-{model.depth} {model.activation} init={model.init} norm={model.norm} skip={model.skip} "
+        f"seed={config.seed}"
+    )
+
+
+def tell(line: str) -> None:
+    """A plain line of progress; results go to stdout."""
+    print(line, file=sys.stderr, flush=True)

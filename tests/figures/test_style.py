@@ -1,0 +1,73 @@
+import io
+import itertools
+from typing import Literal
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.image import imread
+
+from depthlab.figures import COLUMN, PAGE, panels, style
+from depthlab.figures.style import PNG_DPI, render, strokes
+
+
+def _drawing(kind: Literal["png", "svg"]) -> bytes:
+    with style():
+        figure, (axes,) = panels()
+        axes.plot([1, 2, 3], [1e-30, 1e-10, 1.0], marker="o")
+        axes.set_yscale("log")
+        axes.set_xlabel("layer")
+    return render(figure, kind)
+
+
+@pytest.mark.parametrize("kind", ["png", "svg"])
+def test_same_figure_same_bytes_whatever_the_users_settings(kind: Literal["png", "svg"]) -> None:
+    first = _drawing(kind)
+    with mpl.rc_context({"lines.linewidth": 9, "font.size": 20, "svg.hashsalt": None, "savefig.bbox": "tight"}):
+        assert _drawing(kind) == first
+
+
+def test_style_leaves_the_users_settings_alone() -> None:
+    before = dict(mpl.rcParams)
+    _drawing("png")
+    assert dict(mpl.rcParams) == before
+
+
+def test_png_is_an_image_of_the_stated_size() -> None:
+    pixels = imread(io.BytesIO(_drawing("png")), format="png")
+    assert pixels.shape[:2] == (round(2.3 * PNG_DPI), round(COLUMN * PNG_DPI))
+    assert np.unique(pixels[..., :3].reshape(-1, 3), axis=0).shape[0] > 10
+
+
+def test_files_hold_no_date_and_no_version() -> None:
+    assert b"Matplotlib" not in _drawing("png")
+    svg = _drawing("svg")
+    assert b"dc:date" not in svg
+    assert b"Matplotlib v" not in svg
+
+
+def test_panels_are_lettered_row_by_row() -> None:
+    with style():
+        figure, axes = panels(2, 2)
+    assert [panel.get_title(loc="left") for panel in axes] == ["a", "b", "c", "d"]
+    assert tuple(figure.get_size_inches()) == (PAGE, 4.6)
+    assert panels()[1][0].get_title(loc="left") == ""
+
+
+def test_strokes_differ_in_more_than_colour() -> None:
+    found = strokes([f"net {i}" for i in range(9)])
+    assert len({stroke.color for stroke in found}) == 9
+    assert len({stroke.marker for stroke in found}) == 9
+    assert all(one.dashes != other.dashes for one, other in itertools.pairwise(found))
+
+
+def test_numbers_go_from_dark_to_light() -> None:
+    light = [sum(np.array([0.2126, 0.7152, 0.0722]) * to_rgb(stroke.color)) for stroke in strokes([8, 20, 32, 56])]
+    assert light == sorted(light)
+    assert light[-1] - light[0] > 0.4
+
+
+def test_too_many_lines() -> None:
+    with pytest.raises(ValueError, match="10 lines cannot be told apart"):
+        strokes(list(range(10)))

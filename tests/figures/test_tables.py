@@ -1,0 +1,109 @@
+import io
+import math
+
+import pandas as pd
+import pytest
+
+from depthlab.figures import Interval, interval, pivot, select
+from depthlab.figures.tables import cell_text, csv, markdown, number
+
+
+def _interval(mean: float, half_width: float, *, log: bool = False) -> Interval:
+    return Interval(mean, mean - half_width, mean + half_width, 3, 3, log)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (_interval(8.2749, 0.3101), "8.27 ± 0.31"),
+        (_interval(8.2749, 0.0996), "8.275 ± 0.100"),
+        (_interval(-1234.5, 56.7), "-1234 ± 57"),
+        (_interval(1.234e-12, 4.1e-14), "(1.234 ± 0.041)e-12"),
+        (_interval(3e-310, 2e-310), "(3.0 ± 2.0)e-310"),
+        (_interval(2.5e7, 3e8), "(0.2 ± 3.0)e+08"),
+        (_interval(0.5, 0.0), "0.5000 ± 0"),
+        (_interval(1.0, 2.0**-50), "1.0000000 ± 8.9e-16"),
+        (Interval(3e-12, 1e-12, 9e-12, 3, 3, log=True), "3.00e-12 [1.00e-12, 9.00e-12]"),
+        (interval([0.25]), "0.250 (1 seed)"),
+        (interval([1.0, math.nan, 2.0]), "undefined (2 of 3 seeds usable)"),
+        (None, "–"),
+        (0.012345, "0.01235"),
+        (12, "12"),
+        ("none", "none"),
+        (math.inf, "inf"),
+    ],
+)
+def test_cells(value: object, text: str) -> None:
+    assert cell_text(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0"),
+        (1234567.0, "1.23e+06"),
+        (12345.0, "12345"),
+        (0.00123, "0.00123"),
+        (-9.996, "-10.00"),
+        (math.nan, "nan"),
+    ],
+)
+def test_numbers(value: float, text: str) -> None:
+    assert number(value) == text
+
+
+def test_pivot_has_a_column_per_condition(readings: pd.DataFrame) -> None:
+    errors = select(readings, "test_error")
+    table = pivot(errors, ["model.activation"], "model.skip")
+    assert list(table.columns) == ["model.activation", "none"]
+    assert list(table["model.activation"]) == ["relu", "sigmoid", "tanh"]
+    assert table["none"][0] == interval(errors[errors["model.activation"] == "relu"]["value"])
+
+
+def test_pivot_shows_conditions_that_were_not_run(readings: pd.DataFrame) -> None:
+    errors = select(readings, "test_error")
+    errors = errors.assign(
+        **{"model.skip": errors["model.skip"].mask(errors["model.activation"] == "relu", "residual")}
+    )
+    table = pivot(errors, ["model.activation"], "model.skip")
+    assert table["none"][0] is None
+    assert markdown(table).splitlines()[2].split("|")[2].strip() == "–"
+    assert pd.read_csv(io.StringIO(csv(table)))["none"].isna().tolist() == [True, False, False]
+
+
+def test_pivot_orders_numbers_as_numbers(readings: pd.DataFrame) -> None:
+    errors = select(readings, "test_error")
+    depths = errors["model.activation"].map({"relu": 8, "tanh": 56, "sigmoid": 110})
+    assert list(pivot(errors.assign(**{"model.depth": depths}), ["model.skip"], "model.depth").columns[1:]) == [
+        "8",
+        "56",
+        "110",
+    ]
+
+
+def test_markdown() -> None:
+    table = pd.DataFrame({"net": ["a|b", "c"], "depth": [8, 110], "error": [_interval(8.27, 0.31), _interval(12, 1.1)]})
+    assert markdown(table) == (
+        "| net   |   depth |       error |\n"
+        "|:------|--------:|------------:|\n"
+        "| a\\|b  |       8 | 8.27 ± 0.31 |\n"
+        "| c     |     110 |  12.0 ± 1.1 |\n"
+    )
+
+
+def test_whole_numbers_stay_whole_beside_floats() -> None:
+    assert "|       8 |" in markdown(pd.DataFrame({"depth": [8], "value": [0.5]}))
+
+
+def test_csv_reads_back_exactly() -> None:
+    cells = [interval([0.1, 0.2, 0.7]), interval([1e-310, 2e-310]), interval([1.0, math.inf]), interval([3.0])]
+    table = pd.DataFrame({"depth": [1, 2, 3, 4], "error": cells, "third": [1 / 3, math.inf, -0.0, math.nan]})
+    found = pd.read_csv(io.StringIO(csv(table)), dtype=str, keep_default_na=False).map(float)
+    assert list(found.columns) == ["depth", "error", "error.low", "error.high", "error.seeds", "error.usable", "third"]
+    for name, part in (("error", "mean"), ("error.low", "low"), ("error.high", "high")):
+        pd.testing.assert_series_equal(
+            found[name], pd.Series([getattr(cell, part) for cell in cells], name=name), rtol=0, atol=0
+        )
+    assert list(found["error.usable"]) == [3, 2, 1, 1]
+    pd.testing.assert_series_equal(found["third"], table["third"], rtol=0, atol=0)
+    assert math.copysign(1, found["third"][2]) == -1

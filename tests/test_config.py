@@ -1,0 +1,393 @@
+"""A run is a value: what it accepts, what it refuses and in which words, and its key."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from depthlab import config as module
+from depthlab.config import (
+    DATASETS,
+    PROBES,
+    ConfigError,
+    DataConfig,
+    ModelConfig,
+    ProbesConfig,
+    RunConfig,
+    SweepConfig,
+    TrainConfig,
+    describe_fields,
+    flat,
+    from_mapping,
+    stream_seed,
+    to_mapping,
+)
+
+DEFAULTS = {
+    "data.name": "digits",
+    "data.train_size": None,
+    "data.validation_fraction": 0.1,
+    "data.split_seed": 0,
+    "data.crop_padding": 0,
+    "data.flip": False,
+    "data.cutout": 0,
+    "data.label_noise": 0.0,
+    "model.family": "mlp",
+    "model.depth": 20,
+    "model.width": 100,
+    "model.stages": 3,
+    "model.activation": "relu",
+    "model.norm": "none",
+    "model.norm_groups": 4,
+    "model.skip": "none",
+    "model.init": "he",
+    "model.sigma_w": None,
+    "model.sigma_b": 0.0,
+    "model.bias": True,
+    "model.dropout": 0.0,
+    "train.steps": 600,
+    "train.batch_size": 128,
+    "train.loss": "cross_entropy",
+    "train.label_smoothing": 0.0,
+    "train.optimizer": "sgd",
+    "train.lr": 0.05,
+    "train.momentum": 0.9,
+    "train.nesterov": False,
+    "train.weight_decay": 0.0,
+    "train.l1": 0.0,
+    "train.clip_norm": None,
+    "train.schedule": "constant",
+    "train.milestones": [0.5, 0.75],
+    "train.lr_decay": 0.1,
+    "train.warmup_steps": 0,
+    "train.eval_every": 100,
+    "train.early_stopping": None,
+    "train.precision": "float32",
+    "probes.every": 100,
+    "probes.names": [
+        "grad_norm",
+        "weight_norm",
+        "update_ratio",
+        "backward_norm",
+        "activation_mean",
+        "activation_std",
+        "saturation",
+        "dead_fraction",
+    ],
+    "seed": 0,
+}
+"""Frozen: a default that changes gives old runs a meaning that they did not have. A new field is added here."""
+
+GOLDEN = {
+    "6d76d6a408f17555": RunConfig(),
+    "50066569d791b511": RunConfig(seed=1),
+    "bcee0df990da2caf": RunConfig(
+        data=DataConfig(name="cifar10", crop_padding=4, flip=True),
+        model=ModelConfig(family="cnn", depth=56, width=16, norm="batch", skip="residual", bias=False),
+        train=TrainConfig(steps=64000, lr=0.1, weight_decay=1e-4, schedule="step", eval_every=1000),
+    ),
+    "ce1ebe805bcccd15": RunConfig(
+        model=ModelConfig(depth=50, activation="tanh", init="gaussian", sigma_w=1.3, sigma_b=0.1),
+        probes=ProbesConfig(every=0, names=("grad_norm", "backward_norm")),
+    ),
+    "98cd43a061c2762a": RunConfig(
+        data=DataConfig(name="mnist", train_size=5000, label_noise=0.2),
+        train=TrainConfig(optimizer="adamw", lr=1e-3, clip_norm=1.0, early_stopping=5, milestones=(0.25,)),
+    ),
+}
+
+OTHERS: dict[str, list[Any]] = {
+    "data.name": list(DATASETS),
+    "data.train_size": [None, 200, 500],
+    "data.validation_fraction": [0.1, 0.25],
+    "data.split_seed": [0, 1],
+    "data.crop_padding": [0, 4],
+    "data.flip": [False, True],
+    "data.cutout": [0, 8],
+    "data.label_noise": [0.0, 0.5],
+    "model.family": ["mlp", "cnn"],
+    "model.depth": [20, 8, 14],
+    "model.width": [100, 16],
+    "model.stages": [3, 1],
+    "model.activation": list(module.ACTIVATIONS),
+    "model.norm": list(module.NORMS),
+    "model.norm_groups": [4, 2],
+    "model.skip": list(module.SKIPS),
+    "model.init": list(module.INITS),
+    "model.sigma_w": [None, 0.0, 1.5],
+    "model.sigma_b": [0.0, 0.1],
+    "model.bias": [True, False],
+    "model.dropout": [0.0, 0.5],
+    "train.steps": [600, 601],
+    "train.batch_size": [128, 64],
+    "train.loss": list(module.LOSSES),
+    "train.label_smoothing": [0.0, 0.1],
+    "train.optimizer": list(module.OPTIMIZERS),
+    "train.lr": [0.05, 0.0, 1],
+    "train.momentum": [0.9, 0.0],
+    "train.nesterov": [False, True],
+    "train.weight_decay": [0.0, 1e-4],
+    "train.l1": [0.0, 1e-4],
+    "train.clip_norm": [None, 1.0],
+    "train.schedule": list(module.SCHEDULES),
+    "train.milestones": [[0.5, 0.75], [0.5], []],
+    "train.lr_decay": [0.1, 1.0],
+    "train.warmup_steps": [0, 10],
+    "train.eval_every": [100, 50],
+    "train.early_stopping": [None, 3],
+    "train.precision": list(module.PRECISIONS),
+    "probes.every": [100, 0],
+    "probes.names": [list(PROBES), ["grad_norm"], []],
+    "seed": [0, 1, 2**40],
+}
+
+
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """{"data.name": "digits"} -> {"data": {"name": "digits"}}."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        section, _, field = name.rpartition(".")
+        (found.setdefault(section, {}) if section else found)[field] = value
+    return found
+
+
+def test_defaults_are_frozen() -> None:
+    assert flat(RunConfig()) == DEFAULTS
+
+
+@pytest.mark.parametrize("key", GOLDEN)
+def test_keys_are_frozen(key: str) -> None:
+    assert GOLDEN[key].key() == key
+
+
+def test_the_protocol_is_part_of_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PROTOCOL", module.PROTOCOL + 1)
+    assert RunConfig().key() != "6d76d6a408f17555"
+
+
+def test_every_field_is_varied_here() -> None:
+    assert set(OTHERS) == set(DEFAULTS)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.fixed_dictionaries({}, optional={name: st.sampled_from(values) for name, values in OTHERS.items()}), st.data())
+def test_key_is_that_of_the_value(given_values: dict[str, Any], data: st.DataObject) -> None:
+    """Stable under every way of writing the configuration down, and another one as soon as one field differs."""
+    run = built(nested(given_values))
+    assert from_mapping(to_mapping(run)) == run
+    assert from_mapping(yaml.safe_load(yaml.safe_dump(to_mapping(run)))).key() == run.key()
+    backwards = dict(reversed(json.loads(json.dumps(to_mapping(run))).items()))
+    assert from_mapping(backwards).key() == run.key()
+    name = data.draw(st.sampled_from(sorted(OTHERS)))
+    value = data.draw(st.sampled_from([value for value in OTHERS[name] if value != flat(run)[name]]))
+    assert built(nested({**flat(run), name: value})).key() != run.key()
+
+
+def built(mapping: dict[str, Any]) -> RunConfig:
+    try:
+        return from_mapping(mapping)
+    except ConfigError:
+        assume(False)
+        raise
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_each_field_enters_the_key(name: str) -> None:
+    """Alone, beside the settings that it needs to have an effect at all."""
+    needed = {"model.sigma_w": {"model.init": "gaussian"}, "model.sigma_b": {"model.init": "gaussian"}}.get(name, {})
+    keys = set()
+    for value in OTHERS[name]:
+        fitting = {"model.width": 16, "model.family": "cnn"} if value == "delta_orthogonal" else {}
+        keys.add(from_mapping(nested({"model.depth": 20, **needed, **fitting, name: value})).key())
+    assert len(keys) == len(OTHERS[name])
+
+
+def test_whole_numbers_are_floats_where_floats_are_wanted() -> None:
+    whole, real = RunConfig(train=TrainConfig(lr=1, clip_norm=2)), RunConfig(train=TrainConfig(lr=1.0, clip_norm=2.0))
+    assert whole.key() == real.key()
+    assert isinstance(whole.train.lr, float)
+    assert isinstance(whole.train.clip_norm, float)
+
+
+def test_equal_configurations_have_equal_keys_at_minus_zero() -> None:
+    assert RunConfig(train=TrainConfig(lr=-0.0)).key() == RunConfig(train=TrainConfig(lr=0.0)).key()
+
+
+def test_sections_default_each_to_itself() -> None:
+    assert from_mapping({}) == RunConfig()
+    assert from_mapping({"model": {}}).key() == RunConfig().key()
+
+
+def test_configurations_cannot_change() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        RunConfig().seed = 1  # type: ignore[misc]
+
+
+REFUSED: list[tuple[Callable[[], Any], str]] = [
+    (lambda: from_mapping({"modle": {}}), r"modle is not a setting; did you mean model\?"),
+    (lambda: from_mapping({"model": {"dept": 3}}), r"model\.dept is not a setting; did you mean model\.depth\?"),
+    (lambda: from_mapping({"zzz": 3}), r"^zzz is not a setting$"),
+    (lambda: from_mapping({"model": 5}), r"model=5 must hold settings, such as model\.NAME=VALUE"),
+    (lambda: from_mapping({"model": {"depth": "deep"}}), r"model\.depth='deep' must be a whole number"),
+    (lambda: from_mapping({"model": {"depth": 20.0}}), r"model\.depth=20\.0 must be a whole number"),
+    (lambda: from_mapping({"model": {"depth": True}}), r"model\.depth=True must be a whole number"),
+    (lambda: from_mapping({"model": {"bias": 1}}), r"model\.bias=1 must be true or false"),
+    (lambda: from_mapping({"train": {"lr": "0.1"}}), r"train\.lr='0\.1' must be a number"),
+    (lambda: from_mapping({"train": {"clip_norm": "x"}}), r"train\.clip_norm='x' must be a number or null"),
+    (lambda: from_mapping({"seed": None}), r"seed=null must be a whole number"),
+    (lambda: from_mapping({"train": {"milestones": 0.5}}), r"train\.milestones=0\.5 must be a list"),
+    (lambda: RunConfig(model={"depth": 3}), r"model=\{'depth': 3\} must be a ModelConfig"),  # type: ignore[arg-type]
+    (lambda: ModelConfig(activation="rleu"), r"model\.activation=rleu must be one of sigmoid, .*; did you mean relu\?"),
+    (lambda: ProbesConfig(names=("grad",)), r"probes\.names=grad must be one of grad_norm, .*"),
+    (lambda: ModelConfig(dropout=1.2), r"model\.dropout=1\.2 must be at least 0 and less than 1$"),
+    (lambda: ModelConfig(dropout=1.0), r"model\.dropout=1\.0 must be at least 0 and less than 1$"),
+    (lambda: ModelConfig(depth=1), r"model\.depth=1 must be at least 2"),
+    (lambda: DataConfig(label_noise=1.1), r"data\.label_noise=1\.1 must be at least 0 and at most 1"),
+    (lambda: TrainConfig(lr=-1.0), r"train\.lr=-1\.0 must be at least 0"),
+    (lambda: TrainConfig(lr=float("nan")), r"train\.lr=nan must be at least 0"),
+    (lambda: TrainConfig(lr=float("inf")), r"train\.lr=inf must be at least 0 and finite"),
+    (lambda: TrainConfig(lr=10**400), r"train\.lr=inf must be at least 0 and finite"),
+    (lambda: SweepConfig(workers=0), r"sweep\.workers=0 must be at least 1"),
+    (lambda: DataConfig(crop_padding=8), r"data\.crop_padding=8 is too large for digits.* choose less than 8"),
+    (lambda: DataConfig(cutout=9), r"data\.cutout=9 is larger than digits images; choose at most 8"),
+    (
+        lambda: DataConfig(validation_fraction=0.999),
+        r"data\.validation_fraction=0\.999 leaves 1 images of digits to train on and 1437 to validate on; .* 0\.1",
+    ),
+    (lambda: DataConfig(validation_fraction=0.0), r"data\.validation_fraction=0\.0 leaves .* and 0 to validate on"),
+    (lambda: DataConfig(train_size=9), r"data\.train_size=9 must be between 10 .* and 1294"),
+    (lambda: DataConfig(train_size=1295), r"data\.train_size=1295 must be between 10 .* and 1294"),
+    (
+        lambda: ModelConfig(depth=21, skip="residual"),
+        r"model\.depth=21 does not fit model\.skip=residual: .*; choose 20 or 22",
+    ),
+    (
+        lambda: ModelConfig(family="cnn", depth=21),
+        r"model\.depth=21 does not fit model\.stages=3: .* 6n \+ 2 weight layers; choose 20 or 26",
+    ),
+    (lambda: ModelConfig(family="cnn", depth=2), r"model\.depth=2 does not fit model\.stages=3: .*; choose 8 or 14"),
+    (
+        lambda: ModelConfig(norm="group", width=10),
+        r"model\.width=10 does not divide into model\.norm_groups=4 groups; change either",
+    ),
+    (lambda: ModelConfig(init="delta_orthogonal"), r"model\.init=delta_orthogonal .* choose model\.init=orthogonal"),
+    (lambda: ModelConfig(sigma_w=1.0), r"model\.sigma_w=1\.0 has no effect with model\.init=he; .*gaussian"),
+    (lambda: ModelConfig(sigma_b=0.1), r"model\.sigma_b=0\.1 has no effect with model\.init=he; .*gaussian"),
+    (
+        lambda: ModelConfig(init="gaussian", sigma_b=0.1, bias=False),
+        r"model\.sigma_b=0\.1 needs biases; set model\.bias=true or model\.sigma_b=0",
+    ),
+    (
+        lambda: TrainConfig(nesterov=True, momentum=0.0),
+        r"train\.nesterov=true needs train\.optimizer=sgd with momentum; given sgd with train\.momentum=0\.0",
+    ),
+    (lambda: TrainConfig(nesterov=True, optimizer="adam"), r"train\.nesterov=true needs .*; given adam"),
+    (lambda: TrainConfig(warmup_steps=600), r"train\.warmup_steps=600 must be less than train\.steps=600"),
+    (lambda: TrainConfig(milestones=(0.7, 0.5)), r"train\.milestones=\[0\.7, 0\.5\] must rise and lie between 0 and 1"),
+    (lambda: TrainConfig(milestones=(0.5, 0.5)), r"train\.milestones=\[0\.5, 0\.5\] must rise"),
+    (lambda: TrainConfig(milestones=(1.0,)), r"train\.milestones=\[1\.0\] must rise and lie between 0 and 1"),
+    (
+        lambda: RunConfig(train=TrainConfig(batch_size=1295)),
+        r"train\.batch_size=1295 is more than the 1294 images .*; choose a smaller train\.batch_size or a larger "
+        r"data\.train_size",
+    ),
+    (
+        lambda: RunConfig(model=ModelConfig(family="cnn", depth=22, stages=5)),
+        r"model\.stages=5 halves digits images of 8 pixels to nothing; choose at most 4 stages",
+    ),
+]
+
+
+@pytest.mark.parametrize(("make", "message"), REFUSED)
+def test_refusals_say_what_was_given_and_what_to_change(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        make()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: DataConfig(crop_padding=7, cutout=8),
+        lambda: DataConfig(train_size=10),
+        lambda: DataConfig(train_size=1294),
+        lambda: ModelConfig(depth=2, skip="residual"),
+        lambda: ModelConfig(depth=8, family="cnn"),
+        lambda: ModelConfig(depth=26, family="cnn"),
+        lambda: TrainConfig(warmup_steps=599),
+        lambda: TrainConfig(lr_decay=1.0),
+        lambda: RunConfig(train=TrainConfig(batch_size=1294)),
+        lambda: RunConfig(model=ModelConfig(family="cnn", depth=10, stages=4)),
+    ],
+)
+def test_the_edges_of_what_is_allowed(make: Callable[[], Any]) -> None:
+    make()
+
+
+def test_depths_that_are_suggested_fit() -> None:
+    """Whatever depth is refused, the two that the message names are accepted."""
+    for family, skip, depth in itertools.product(("mlp", "cnn"), module.SKIPS, range(2, 30)):
+        try:
+            ModelConfig(family=family, skip=skip, depth=depth)
+        except ConfigError as error:
+            for choice in str(error).rpartition("choose ")[2].split(" or "):
+                ModelConfig(family=family, skip=skip, depth=int(choice))
+
+
+def test_choices_are_what_the_rooms_offer() -> None:
+    from depthlab.data.splits import BUILT_IN
+    from depthlab.nets.blocks import BLOCKS
+    from depthlab.nets.families import FAMILIES
+    from depthlab.nets.initialization import CRITICAL_GAINS, INITS
+    from depthlab.nets.layers import ACTIVATIONS, NORMS
+
+    assert set(module.ACTIVATIONS) == set(ACTIVATIONS) == set(CRITICAL_GAINS)
+    assert set(module.NORMS) == set(NORMS)
+    assert set(module.SKIPS) == {"none", *BLOCKS}
+    assert set(module.INITS) == set(INITS)
+    assert set(module.FAMILIES) == set(FAMILIES)
+    assert set(BUILT_IN) <= set(DATASETS)
+
+
+@pytest.mark.parametrize("name", ["digits", "synthetic"])
+def test_what_is_known_of_built_in_data_is_true(name: str) -> None:
+    from depthlab.data.prepared import find_faults
+    from depthlab.data.splits import BUILT_IN
+
+    prepared = BUILT_IN[name]()
+    arrays = {**vars(prepared), "classes": np.array(prepared.classes)}
+    assert list(find_faults(arrays, DATASETS[name])) == []
+
+
+@pytest.mark.parametrize("optimizer", module.OPTIMIZERS)
+@pytest.mark.parametrize("schedule", module.SCHEDULES)
+def test_every_optimiser_and_schedule_is_there(optimizer: str, schedule: str) -> None:
+    from torch import nn
+
+    from depthlab.training import build_optimizer, learning_rate
+
+    config = TrainConfig(optimizer=optimizer, schedule=schedule)
+    assert build_optimizer(nn.Linear(2, 2), config).param_groups[0]["lr"] == config.lr
+    assert 0 <= learning_rate(config, 599) <= config.lr
+
+
+def test_every_field_is_described() -> None:
+    described = {name: default for name, default, about in describe_fields() if about}
+    sweeping = {"sweep.workers": None, "sweep.threads": None}
+    assert {name: list(v) if isinstance(v, tuple) else v for name, v in described.items()} == {**DEFAULTS, **sweeping}
+
+
+def test_streams_are_apart_and_frozen() -> None:
+    seeds = {stream_seed(seed, name) for seed in range(50) for name in ("init", "order", "augment", "dropout/3")}
+    assert len(seeds) == 200
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert stream_seed(0, "init") == 1519069808562059438

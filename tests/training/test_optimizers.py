@@ -1,0 +1,99 @@
+"""Optimisers as configured, and schedules against their closed forms."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from depthlab.config import OPTIMIZERS, SCHEDULES, TrainConfig
+from depthlab.training import build_optimizer, learning_rate
+
+
+def rates(**config: Any) -> list[float]:
+    settings = TrainConfig(**config)
+    return [learning_rate(settings, step) for step in range(settings.steps)]
+
+
+class TestSchedules:
+    def test_constant(self) -> None:
+        assert rates(steps=5, lr=0.3) == [0.3] * 5
+
+    def test_step_falls_when_each_part_is_over(self) -> None:
+        found = rates(steps=8, lr=1.0, schedule="step", milestones=(0.5, 0.75), lr_decay=0.1)
+        assert found == pytest.approx([1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01], rel=1e-12)
+
+    def test_step_is_he_et_al(self) -> None:
+        """He et al. 2015, section 4.2: 64k iterations, divided by 10 at 32k and 48k."""
+        config = TrainConfig(steps=64_000, lr=0.1, schedule="step")
+        marks = {0: 0.1, 31_999: 0.1, 32_000: 0.01, 47_999: 0.01, 48_000: 0.001, 63_999: 0.001}
+        assert {step: learning_rate(config, step) for step in marks} == pytest.approx(marks, rel=1e-12)
+
+    def test_cosine(self) -> None:
+        found = rates(steps=100, lr=0.4, schedule="cosine")
+        assert found == pytest.approx([0.4 * math.cos(math.pi * step / 200) ** 2 for step in range(100)], rel=1e-12)
+        assert found[0] == 0.4
+        assert found[50] == pytest.approx(0.2, rel=1e-12)
+        assert found == sorted(found, reverse=True)
+        assert learning_rate(TrainConfig(steps=100, lr=0.4, schedule="cosine"), 100) == pytest.approx(0, abs=1e-15)
+        # each pair about the middle adds up to the peak
+        assert [a + b for a, b in zip(found[1:], found[:0:-1], strict=True)] == pytest.approx([0.4] * 99, rel=1e-12)
+
+    @pytest.mark.parametrize("schedule", SCHEDULES)
+    def test_warm_up_reaches_the_peak_with_its_last_step(self, schedule: str) -> None:
+        found = rates(steps=50, lr=0.8, schedule=schedule, warmup_steps=4, milestones=(0.5,))
+        assert found[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.8], rel=1e-12)
+        assert max(found) == 0.8
+
+    def test_warm_up_does_not_move_milestones_but_squeezes_the_cosine(self) -> None:
+        step = rates(steps=20, lr=1.0, schedule="step", warmup_steps=8, milestones=(0.5,))
+        assert step[8:] == pytest.approx([1, 1] + [0.1] * 10)
+        cosine = rates(steps=20, lr=1.0, schedule="cosine", warmup_steps=8)
+        assert cosine[8:] == pytest.approx(rates(steps=12, lr=1.0, schedule="cosine"), rel=1e-12)
+
+    def test_one_step(self) -> None:
+        assert rates(steps=1, lr=0.3) == rates(steps=1, lr=0.3, schedule="cosine") == [0.3]
+
+
+class TestOptimizers:
+    def build(self, **config: Any) -> tuple[nn.Linear, torch.optim.Optimizer]:
+        model = nn.Linear(2, 2)
+        return model, build_optimizer(model, TrainConfig(**config))
+
+    @pytest.mark.parametrize("name", OPTIMIZERS)
+    def test_all_parameters_in_one_fused_group(self, name: str) -> None:
+        model, optimizer = self.build(optimizer=name, lr=0.3, weight_decay=0.1)
+        (group,) = optimizer.param_groups
+        assert group["params"] == list(model.parameters())
+        assert (group["fused"], group["lr"], group["weight_decay"]) == (True, 0.3, 0.1)
+
+    def test_momentum_is_the_first_beta(self) -> None:
+        for name in ("adam", "adamw"):
+            assert self.build(optimizer=name, momentum=0.7)[1].param_groups[0]["betas"] == (0.7, 0.999)
+        assert self.build(momentum=0.7, nesterov=True)[1].param_groups[0]["momentum"] == 0.7
+
+    @pytest.mark.parametrize(
+        ("config", "expected"),
+        [
+            # gradient 1 at each of two steps from w = 2 with lr 0.1
+            ({"momentum": 0.0}, 2 - 0.1 - 0.1),
+            ({"momentum": 0.5}, 2 - 0.1 - 0.15),
+            ({"momentum": 0.5, "nesterov": True}, 2 - 0.15 - 0.175),
+            ({"momentum": 0.0, "weight_decay": 0.5}, 1.8 - 0.1 * (1 + 0.9)),
+            # Adam's steps on a constant gradient are lr; decoupled decay multiplies by 1 - lr decay before each
+            ({"optimizer": "adam"}, 2 - 0.1 - 0.1),
+            ({"optimizer": "adam", "weight_decay": 0.5}, 1.8000669),
+            ({"optimizer": "adamw", "weight_decay": 0.5}, (2 * 0.95 - 0.1) * 0.95 - 0.1),
+        ],
+    )
+    def test_two_steps_by_hand(self, config: dict[str, Any], expected: float) -> None:
+        model, optimizer = self.build(lr=0.1, **config)
+        with torch.no_grad():
+            model.weight.fill_(2.0)
+        for _ in range(2):
+            model.weight.grad = torch.ones(2, 2)
+            optimizer.step()
+        assert model.weight.tolist() == [pytest.approx([expected] * 2, rel=1e-5)] * 2

@@ -6,8 +6,11 @@ EXPERIMENTS := $(sort $(basename $(notdir $(wildcard configs/experiment/*.yaml))
 
 SCALE ?= laptop
 ARGS =
-PYTHON ?= $(shell for name in python3.13 python3.12 python3.11 python3; do \
-	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
+ifeq ($(origin PYTHON),undefined)
+# looked for when .venv is made, and then once only
+PYTHON = $(eval PYTHON := $$(shell for name in python3.13 python3.12 python3.11 python3; do \
+	$$$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$$$name && break; done))$(PYTHON)
+endif
 
 VENV := .venv
 RUN := $(VENV)/bin/python -m

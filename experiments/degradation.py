@@ -40,7 +40,7 @@ def gradient_ratio(readings: pd.DataFrame, step: str) -> pd.Series:
 def table(readings: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (skip, depth), _ in readings.groupby(["model.skip", "model.depth"], sort=True):
-        row = {"net": SKIPS[skip], "depth": depth}
+        row: dict[str, object] = {"net": SKIPS[str(skip)], "depth": depth}
         for probe in ("train_error", "validation_error", "test_error"):
             errors = figures.outcomes(readings, probe)
             part = errors[(errors["model.skip"] == skip) & (errors["model.depth"] == depth)]
@@ -65,6 +65,12 @@ def claims(readings: pd.DataFrame) -> list[Claim]:
             effect=f"training error, residual, {span}",
             values=change(readings, "train_error", "residual"),
             at_most=2,
+        ),
+        Claim(
+            statement="Skips take away most of what depth costs the plain net.",
+            effect=f"training error, {span}: plain's change - residual's change",
+            values=change(readings, "train_error", "none") - change(readings, "train_error", "residual"),
+            at_least=10,
         ),
         Claim(
             statement="At the largest depth, skips lower the test error.",
@@ -95,43 +101,50 @@ def windows(readings: pd.DataFrame) -> pd.DataFrame:
     width = max(1, int(rows["step"].max() + 1) // WINDOWS)
     middle = rows["step"] // width * width + width // 2
     keys = [name for name in rows.columns if name not in ("step", "value")]
-    return rows.assign(step=middle).groupby([*keys, "step"], dropna=False, as_index=False)["value"].mean()
+    return rows.assign(step=middle).groupby([*keys, "step"], dropna=False)["value"].mean().reset_index()
+
+
+def in_percent(readings: pd.DataFrame) -> pd.DataFrame:
+    return readings.assign(value=100 * readings["value"])
+
+
+def named(readings: pd.DataFrame, what: pd.Series) -> pd.DataFrame:
+    """Lines of a panel: "plain, WHAT" and "residual, WHAT"."""
+    return readings.assign(line=readings["model.skip"].map(SKIPS) + ", " + what)
+
+
+def lines(*what: str) -> dict[str, str]:
+    return {f"{net}, {each}": f"{net}, {each}" for net in SKIPS.values() for each in what}
 
 
 def figure(readings: pd.DataFrame) -> Figure:
     shallow, deep = ends(readings)
-    drawing, axes = figures.panels(2, 2, height=5.0)
-    names = {(skip, depth): f"{SKIPS[skip]}, {depth} layers" for depth in (shallow, deep) for skip in SKIPS}
-
-    def named(rows: pd.DataFrame) -> pd.DataFrame:
-        pairs = pd.Series(list(rows[["model.skip", "model.depth"]].itertuples(index=False, name=None)), index=rows.index)
-        return rows.assign(net=pairs.map(names)).dropna(subset="net")
-
-    labels = {name: name for name in names.values()}
-    figures.draw(axes[0], named(windows(readings)).assign(value=lambda rows: 100 * rows["value"]), "step", "net", labels=labels)
-    axes[0].set_ylabel("training error (batches), %")
-    validation = figures.select(readings, "validation_error")
-    figures.draw(axes[1], named(validation).assign(value=lambda rows: 100 * rows["value"]), "step", "net", labels=labels)
-    axes[1].set_ylabel("validation error, %")
-    errors = pd.concat(
-        figures.outcomes(readings, probe).assign(
-            net=lambda rows, kind=kind: rows["model.skip"].map(SKIPS) + f", {kind}", probe="error"
+    drawing, axes = figures.panels(2, 2, height=5.2)
+    curves = {
+        "training error of the batches, %": windows(readings),
+        "validation error, %": figures.select(readings, "validation_error"),
+    }
+    for panel, (label, errors) in zip(axes, curves.items(), strict=False):
+        compared = in_percent(errors[errors["model.depth"].isin([shallow, deep])])
+        depths = compared["model.depth"].astype(str) + " layers"
+        figures.draw(
+            panel, named(compared, depths), "step", "line", labels=lines(f"{shallow} layers", f"{deep} layers")
         )
-        for probe, kind in (("train_error", "training"), ("test_error", "test"))
+        panel.set_ylabel(label)
+    ends_on = [
+        figures.outcomes(readings, probe).assign(images=images, probe="error")
+        for probe, images in (("train_error", "training images"), ("test_error", "test images"))
+    ]
+    final = in_percent(pd.concat(ends_on))
+    figures.draw(
+        axes[2], named(final, final["images"]), "model.depth", "line", labels=lines("training images", "test images")
     )
-    kinds = {name: name for name in ("plain, training", "residual, training", "plain, test", "residual, test")}
-    figures.draw(axes[2], errors.assign(value=100 * errors["value"]), "model.depth", "net", labels=kinds)
     axes[2].set_ylabel("error at the end, %")
     axes[2].set_xticks(sorted(readings["model.depth"].unique()))
-    gradients = figures.select(readings[readings["depth"] < readings["model.depth"]], "grad_norm", step="first").assign(when="init")
-    trained = figures.select(readings[readings["depth"] < readings["model.depth"]], "grad_norm", step="last").assign(when="trained")
-    both = pd.concat([gradients, trained])
-    both = both[both["model.depth"] == deep]
-    both = both.assign(net=both["model.skip"].map(SKIPS) + ", " + both["when"])
-    stages = {f"{net}, {when}": f"{net}, {text}" for when, text in (("init", "initial"), ("trained", "trained")) for net in SKIPS.values()}
-    figures.draw(axes[3], both, "depth", "net", labels=stages)
-    for panel in (axes[1], axes[2], axes[3]):
-        figures.legend_beside(panel)
+    hidden = readings[(readings["depth"] < readings["model.depth"]) & (readings["model.depth"] == deep)]
+    when = {"first": "at initialization", "last": "trained"}
+    profiles = pd.concat([figures.select(hidden, "grad_norm", step=step).assign(when=when[step]) for step in when])
+    figures.draw(axes[3], named(profiles, profiles["when"]), "depth", "line", labels=lines(*when.values()))
+    for panel in axes:
+        figures.legend_above(panel)
     return drawing
-
-

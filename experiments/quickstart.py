@@ -28,7 +28,9 @@ def named(readings: pd.DataFrame) -> pd.DataFrame:
 
 def slopes(readings: pd.DataFrame) -> pd.DataFrame:
     """Measured and predicted slopes of the backward signal at initialization, per seed."""
-    return figures.backward_slopes(named(figures.select(readings, "backward_norm", step="first")), ["net", "model.depth"])
+    return figures.backward_slopes(
+        named(figures.select(readings, "backward_norm", step="first")), ["net", "model.depth"]
+    )
 
 
 def table(readings: pd.DataFrame) -> pd.DataFrame:
@@ -41,7 +43,7 @@ def table(readings: pd.DataFrame) -> pd.DataFrame:
                 "net": net,
                 "depth": depth,
                 "slope measured": figures.interval(slope["value"]),
-                "slope predicted": round(slope["predicted"].mean(), 9),
+                "slope predicted": f"{round(slope['predicted'].mean(), 4) + 0.0:.4f}",
                 "test error, %": figures.interval(100 * part["value"]),
             }
         )
@@ -56,7 +58,7 @@ def claims(readings: pd.DataFrame) -> list[Claim]:
     deviation = deep.assign(value=(deep["value"] - deep["predicted"]).abs()).groupby("seed")["value"].max()
     return [
         Claim(
-            statement="In a 20-layer sigmoid net at torch's default init the gradient shrinks in every layer towards the input.",
+            statement="In a 20-layer sigmoid net at torch's default init the gradient shrinks layer by layer.",
             effect="factor per layer towards the input",
             values=np.exp(-deep[deep["net"] == "sigmoid, torch default"]["value"]),
             at_most=0.25,
@@ -80,7 +82,9 @@ def claims(readings: pd.DataFrame) -> list[Claim]:
 def figure(readings: pd.DataFrame) -> Figure:
     drawing, axes = figures.panels(2, 1, height=2.6)
     signal = figures.select(readings, "backward_norm", step="first")
-    signal = named(signal[(signal["model.depth"] == signal["model.depth"].max()) & (signal["depth"] < signal["model.depth"])])
+    signal = named(
+        signal[(signal["model.depth"] == signal["model.depth"].max()) & (signal["depth"] < signal["model.depth"])]
+    )
     figures.draw(axes[0], signal, "depth", "net", labels=LABELS)
     for _, condition in signal.groupby("net"):
         figures.theory(axes[0], *figures.predicted_backward(condition))

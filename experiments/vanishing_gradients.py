@@ -16,12 +16,12 @@ PROBES = ("backward_norm", "grad_norm", "test_error")
 
 INITS = {"torch_default": "torch default", "xavier": "Xavier", "he": "He"}
 NETS = {  # (activation, init, norm, skip)
-    ("sigmoid", "torch_default", "none", "none"): "sigmoid, torch default",
+    ("sigmoid", "torch_default", "none", "none"): "sigmoid, default init",
     ("tanh", "xavier", "none", "none"): "tanh, Xavier",
-    ("relu", "torch_default", "none", "none"): "relu, torch default",
+    ("relu", "torch_default", "none", "none"): "relu, default init",
     ("relu", "he", "none", "none"): "relu, He",
-    ("relu", "he", "batch", "none"): "relu, He, batch norm",
-    ("relu", "he", "batch", "residual"): "relu, He, batch norm, skips",
+    ("relu", "he", "batch", "none"): "... and batch norm",
+    ("relu", "he", "batch", "residual"): "... and skips",
 }
 LABELS = {name: name for name in NETS.values()}
 FACTORS = ["model.activation", "model.init", "model.norm", "model.skip"]
@@ -35,14 +35,15 @@ def plain(readings: pd.DataFrame) -> pd.DataFrame:
 def named(readings: pd.DataFrame) -> pd.DataFrame:
     """The six nets of the bottom row, by name."""
     names = pd.Series(list(readings[FACTORS].itertuples(index=False, name=None)), index=readings.index).map(NETS)
-    return readings.assign(net=names).dropna(subset="net")
+    return readings.assign(net=names)[names.notna()]
 
 
 def deepest(readings: pd.DataFrame) -> pd.DataFrame:
-    return readings[readings["model.depth"] == readings["model.depth"].max()]
+    depth: int = readings["model.depth"].max()
+    return readings[readings["model.depth"] == depth]
 
 
-def span(readings: pd.DataFrame, net: str, step: str) -> pd.Series:
+def span(readings: pd.DataFrame, net: str, step: str) -> np.ndarray:
     """log10 of the gradient norm in the first layer over that in the last hidden one, per seed, in the deepest nets."""
     rows = deepest(named(figures.select(readings, "grad_norm", step=step)))
     rows = rows[(rows["net"] == net) & rows["depth"].isin([1, rows["model.depth"].max() - 1])]
@@ -50,7 +51,9 @@ def span(readings: pd.DataFrame, net: str, step: str) -> pd.Series:
 
 
 def table(readings: pd.DataFrame) -> pd.DataFrame:
-    slopes = figures.backward_slopes(plain(figures.select(readings, "backward_norm", step="first")), [*FACTORS, "model.depth"])
+    slopes = figures.backward_slopes(
+        plain(figures.select(readings, "backward_norm", step="first")), [*FACTORS, "model.depth"]
+    )
     errors = figures.outcomes(readings, "test_error")
     rows = []
     for (*factors, depth), part in errors.groupby([*FACTORS, "model.depth"], sort=True):
@@ -60,7 +63,8 @@ def table(readings: pd.DataFrame) -> pd.DataFrame:
             | {
                 "depth": depth,
                 "slope measured": figures.interval(slope["value"]) if len(slope) else None,
-                "slope predicted": round(slope["predicted"].mean(), 9) if len(slope) else None,
+                # + 0.0, since the mean of rounding errors may be -0
+                "slope predicted": f"{round(slope['predicted'].mean(), 4) + 0.0:.4f}" if len(slope) else None,
                 "test error, %": figures.interval(100 * part["value"]),
             }
         )
@@ -68,14 +72,18 @@ def table(readings: pd.DataFrame) -> pd.DataFrame:
 
 
 def claims(readings: pd.DataFrame) -> list[Claim]:
-    slopes = figures.backward_slopes(plain(figures.select(readings, "backward_norm", step="first")), [*FACTORS, "model.depth"])
-    deviation = deepest(slopes.assign(value=(slopes["value"] - slopes["predicted"]).abs())).groupby("seed")["value"].max()
+    slopes = figures.backward_slopes(
+        plain(figures.select(readings, "backward_norm", step="first")), [*FACTORS, "model.depth"]
+    )
+    deviation = (
+        deepest(slopes.assign(value=(slopes["value"] - slopes["predicted"]).abs())).groupby("seed")["value"].max()
+    )
     errors = deepest(named(figures.outcomes(readings, "test_error")))
-    healthy, sigmoid, normalized, residual = (list(NETS.values())[index] for index in (3, 0, 4, 5))
+    sigmoid, _, _, healthy, normalized, residual = LABELS
     he = deepest(slopes[(slopes["model.activation"] == "relu") & (slopes["model.init"] == "he")])
     return [
         Claim(
-            statement="Mean-field theory predicts the growth of the backward signal per layer, whatever the activation and init.",
+            statement="Mean-field theory predicts the growth of the backward signal per layer in every plain net.",
             effect="largest |slope measured - slope predicted| of nine deep nets, nepers per layer",
             values=deviation,
             at_most=0.05,
@@ -112,7 +120,8 @@ def claims(readings: pd.DataFrame) -> list[Claim]:
             at_least=85,
         ),
         Claim(
-            statement="A healthy gradient at initialization is not enough: skips with batch norm train a deep net that He's init alone does not.",
+            statement="A healthy gradient at initialization is not enough: batch norm with skips trains a deep net "
+            "that He's init alone does not.",
             effect="test error of the deepest net, He's init alone - with batch norm and skips, points",
             values=100 * figures.paired(errors, "net", healthy, residual),
             at_least=5,
@@ -121,22 +130,25 @@ def claims(readings: pd.DataFrame) -> list[Claim]:
 
 
 def figure(readings: pd.DataFrame) -> Figure:
-    drawing, axes = figures.panels(3, 2, height=4.9)
+    drawing, axes = figures.panels(3, 2, height=4.6)
     signal = deepest(plain(figures.select(readings, "backward_norm", step="first")))
     for panel, (activation, rows) in zip(axes, signal.groupby("model.activation"), strict=False):
         hidden = rows[rows["depth"] < rows["model.depth"]]
         figures.draw(panel, figures.above_floor(hidden), "depth", "model.init", labels=INITS)
         for _, condition in hidden.groupby("model.init"):
             figures.theory(panel, *figures.predicted_backward(condition))
-        panel.set_title(f"{activation}, at initialization")
+        panel.set_title(str(activation))
     gradients = deepest(named(readings[readings["depth"] < readings["model.depth"]]))
-    for panel, (step, when) in zip(axes[3:5], {"first": "at initialization", "last": "after training"}.items(), strict=True):
+    for panel, (step, when) in zip(axes[3:], {"first": "at initialization", "last": "trained"}.items(), strict=False):
         rows = figures.select(gradients, "grad_norm", step=step)
         figures.draw(panel, figures.above_floor(rows), "depth", "net", labels=LABELS)
         panel.set_title(when)
     errors = named(figures.outcomes(readings, "test_error"))
     figures.draw(axes[5], errors.assign(value=100 * errors["value"]), "model.depth", "net", labels=LABELS)
-    axes[5].set_ylabel("test error, %")
-    figures.legend_beside(axes[2])
-    figures.legend_beside(axes[5])
+    axes[5].set(ylabel="test error, %", ylim=(-5, 105), title="trained")
+    figures.log_ticks(axes[5], readings["model.depth"])
+    for panel in (axes[1], axes[2], axes[4]):
+        panel.set_ylabel("")
+    for panel in (axes[2], axes[5]):
+        figures.legend_beside(panel)
     return drawing

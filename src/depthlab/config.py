@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 import hashlib
 import json
 import math
@@ -283,6 +282,13 @@ class SweepConfig:
         _check_fields(self, "sweep")
 
 
+HINTS: dict[type[Any], dict[str, Any]] = {
+    cls: typing.get_type_hints(cls)
+    for cls in (DataConfig, ModelConfig, TrainConfig, ProbesConfig, RunConfig, SweepConfig)
+}
+"""Resolved annotations; resolving them at every use would take longer than all else that checks do."""
+
+
 def from_mapping(mapping: Mapping[str, Any]) -> RunConfig:
     """The run that nested mappings describe, as read from YAML or JSON: lists become tuples, whole floats floats.
 
@@ -358,14 +364,8 @@ def _differences(given: Mapping[str, Any], default: Mapping[str, Any]) -> dict[s
     return found
 
 
-@functools.cache
-def _hints(cls: type[Any]) -> dict[str, Any]:
-    """Resolved annotations; resolving them takes longer than all else that making a configuration does."""
-    return typing.get_type_hints(cls)
-
-
 def _build(cls: type[Any], mapping: Mapping[str, Any], prefix: str) -> Any:
-    hints = _hints(cls)
+    hints = HINTS[cls]
     path = f"{prefix}." if prefix else ""
     values: dict[str, Any] = {}
     for name, value in mapping.items():
@@ -382,7 +382,7 @@ def _build(cls: type[Any], mapping: Mapping[str, Any], prefix: str) -> Any:
 
 def _check_fields(config: Any, section: str) -> None:
     """Types, choices and ranges of one dataclass; whole numbers given for floats become floats."""
-    hints = _hints(type(config))
+    hints = HINTS[type(config)]
     for item in dataclasses.fields(config):
         hint, value = hints[item.name], getattr(config, item.name)
         path = f"{section}.{item.name}" if section else item.name

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -63,6 +63,7 @@ def test_what_has_no_logarithm_is_unusable_only_there(bad: float) -> None:
     assert interval([*VALUES, bad], log=True).usable == 5
 
 
+@settings(deadline=None)
 @given(st.integers(-1060, 1000))
 def test_width_neither_underflows_nor_overflows(exponent: int) -> None:
     scaled = interval(np.ldexp([1.0, 2.0, 4.0], exponent))

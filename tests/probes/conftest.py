@@ -7,7 +7,7 @@ import torch
 from hypothesis import settings
 
 torch.set_num_threads(1)  # more threads on such small tensors are far slower
-settings.register_profile("probes", deadline=None, max_examples=50)
+settings.register_profile("probes", deadline=None, max_examples=30)
 settings.load_profile("probes")
 
 

@@ -116,6 +116,15 @@ def test_only_what_was_asked_for() -> None:
     assert read(AddInPlace(), torch.randn(4, 6), []) == {}
 
 
+def test_only_the_first_activation_after_a_layer_is_its_own() -> None:
+    model = nn.Sequential(nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.ReLU(), nn.Sigmoid(), nn.Linear(6, 3))
+    inputs = torch.randn(8, 6)
+    found = read(model, inputs)
+    assert found["1", "activation_mean"] == pytest.approx(model[:3](inputs).double().mean().item(), rel=1e-12)
+    assert found["1", "saturation"] == pytest.approx((model[:3](inputs).abs() > 0.95).double().mean().item())
+    assert ("1", "dead_fraction") not in found
+
+
 def test_layer_without_gradient_has_the_other_numbers() -> None:
     model = AddInPlace()
     model.first.requires_grad_(False)

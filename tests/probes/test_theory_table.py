@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ class Point:
     variance_b: float
 
     def config(self, width: int) -> ModelConfig:
-        sigmas = {"sigma_w": math.sqrt(self.variance_w), "sigma_b": math.sqrt(self.variance_b)}
+        sigmas: dict[str, Any] = {"sigma_w": math.sqrt(self.variance_w), "sigma_b": math.sqrt(self.variance_b)}
         return ModelConfig(depth=DEPTH, width=width, activation=self.activation, init="gaussian", **sigmas)
 
     @property
@@ -57,7 +58,7 @@ RELU_HE = Point("relu", 2.0, 0.0)
 RELU_SMALL = Point("relu", 1.0, 0.0)
 
 
-def slope(log_norms: np.ndarray) -> float:  # type: ignore[type-arg]
+def slope(log_norms: np.ndarray[Any, np.dtype[np.float64]]) -> float:
     return float(np.polyfit(LAYERS, log_norms[LAYERS - 1], 1)[0])
 
 

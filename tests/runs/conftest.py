@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from depthlab.config import DataConfig, ModelConfig, ProbesConfig, RunConfig, TrainConfig
 
-torch.set_num_threads(1)
+sys.path.insert(0, str(Path(__file__).parent))  # for in_processes, which started processes look for by its name
 
 
 @pytest.fixture(autouse=True)

@@ -222,7 +222,7 @@ class Watched:
         def watched(trial: Trial, images: data.Images) -> Evaluation:
             names = {id(trial.splits.validation): "validation", id(trial.splits.test): "test"}
             self.parts.append(names.get(id(images), "train"))
-            self.weights.append(sum(float(weight.double().sum()) for weight in trial.model.parameters()))
+            self.weights.append(sum(weight.detach().double().sum().item() for weight in trial.model.parameters()))
             result = evaluate(trial, images)
             return Evaluation(result.loss, next(errors)) if self.parts[-1] == "validation" else result
 

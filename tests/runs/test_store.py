@@ -129,7 +129,7 @@ def test_readings_come_back_as_they_were(tmp_path: Path) -> None:
     assert Run(tmp_path).readings()["value"].to_numpy().tobytes() == table["value"].to_numpy().tobytes()
 
 
-def full(*_: Any) -> None:
+def full(*_: Any, **__: Any) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 

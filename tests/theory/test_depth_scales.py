@@ -156,9 +156,9 @@ def test_a_profile_of_200_layers_takes_milliseconds() -> None:
     theory.profile(200, activation="tanh", sigma_w=1.2, sigma_b=0.1)
     times = []
     for _ in range(5):
-        begin = time.perf_counter()
+        begin = time.process_time()
         theory.profile(200, activation="tanh", sigma_w=1.2, sigma_b=0.1)
-        times.append(time.perf_counter() - begin)
+        times.append(time.process_time() - begin)
     assert min(times) < 0.05
 
 

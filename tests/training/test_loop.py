@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from depthlab.config import ModelConfig, ProbesConfig, TrainConfig, stream_seed
+from depthlab.config import ModelConfig, ProbesConfig, TrainConfig
 from depthlab.data import Batches
 from depthlab.nets import Net, build, weight_layers
 from depthlab.probes import norm
-from depthlab.training import Update, evaluate, loop, train
+from depthlab.training import Update, loop, train
 from depthlab.training.loop import criterion, is_read
 
 STEPS = 20
@@ -49,11 +49,9 @@ def net(**config: Any) -> Net:
     return build(ModelConfig(**{**MODEL, **config}), channels=1, size=8, classes=10, seed=1)
 
 
-def run(
-    model: Net, batches: Batches, probes: ProbesConfig = SILENT, start: int = 0, seed: int = 0, **config: Any
-) -> list[Update]:
+def run(model: Net, batches: Batches, probes: ProbesConfig = SILENT, **config: Any) -> list[Update]:
     settings = TrainConfig(**{"steps": STEPS, "batch_size": 16, **config})
-    return list(train(model, weight_layers(model), batches, settings, probes, seed=seed, start=start))
+    return list(train(model, weight_layers(model), batches, settings, probes, seed=0))
 
 
 def losses(updates: list[Update]) -> list[float]:
@@ -130,7 +128,9 @@ def test_follows_the_reference(name: str, batches: BatchesMaker) -> None:
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name not in ("adamw", "mse")])
 def test_reference_tells_settings_apart(name: str, batches: BatchesMaker) -> None:
     """So that the test above would notice a setting that is ignored."""
-    base = {setting: CONFIGS[name][setting] for setting in ("optimizer", "lr", "loss") if setting in CONFIGS[name]}
+    base: dict[str, Any] = {
+        setting: CONFIGS[name][setting] for setting in ("optimizer", "lr", "loss") if setting in CONFIGS[name]
+    }
     found, expected = (
         reference(net(activation="tanh"), batches(), TrainConfig(steps=STEPS, batch_size=16, **config))
         for config in (CONFIGS[name], base)
@@ -295,92 +295,3 @@ class TestPrecision:
         rounded = run(net(), batches(), probes, steps=1, precision="bf16")[0].rows
         assert [row.value for row in rounded] == pytest.approx([row.value for row in exact], rel=0.02)
         assert [row.value for row in rounded] != [row.value for row in exact]
-
-
-class TestRandomness:
-    """Everything random is a function of (seed, step)."""
-
-    def test_dropout_depends_on_the_seed_alone(self, batches: BatchesMaker) -> None:
-        def final(seed: int, disturbance: int) -> tuple[list[float], Net]:
-            torch.manual_seed(disturbance)
-            model = net(dropout=0.4)
-            return losses(run(model, batches(), seed=seed)), model
-
-        (first, model), (second, other) = final(0, 1), final(0, 2)
-        assert first == second
-        assert_same_weights(model, other, rtol=0, atol=0)
-        assert final(1, 1)[0] != first
-        assert first[0] != losses(run(net(), batches()))[0]  # dropout is on
-
-    def test_masks_differ_from_step_to_step(self, batches: BatchesMaker) -> None:
-        model, masks = net(dropout=0.5, activation="sigmoid"), list[Tensor]()
-        model.get_submodule("blocks.0.dropout").register_forward_hook(lambda _m, _i, output: masks.append(output == 0))
-        run(model, batches(), steps=5)
-        assert all(0.2 < mask.float().mean() < 0.8 for mask in masks)
-        assert not any(torch.equal(mask, masks[0]) for mask in masks[1:])
-
-    def test_dropout_draws_from_its_named_stream(self, batches: BatchesMaker) -> None:
-        model, other = net(dropout=0.5), net(dropout=0.5)
-        found = run(model, batches(), steps=1, seed=5)[0].loss
-        inputs, labels = batches()[0]
-        torch.manual_seed(stream_seed(5, "dropout/0"))
-        assert torch.equal(found, F.cross_entropy(other(inputs), labels).detach())
-
-    def test_run_cut_in_two_is_the_same_run(self, batches: BatchesMaker) -> None:
-        settings: dict[str, Any] = {"momentum": 0.0, "schedule": "cosine", "warmup_steps": 3}
-        whole, halves = net(dropout=0.3), net(dropout=0.3)
-        probes = ProbesConfig(every=3)
-        expected = run(whole, batches(flip=True, crop_padding=1), probes, **settings)
-        config = TrainConfig(steps=STEPS, batch_size=16, **settings)
-        first = train(halves, weight_layers(halves), batches(flip=True, crop_padding=1), config, probes, seed=0)
-        found = [next(first) for _ in range(8)]
-        del first
-        torch.manual_seed(99)
-        found += run(halves, batches(flip=True, crop_padding=1), probes, start=8, **settings)
-        assert losses(found) == losses(expected)
-        assert [update.rows for update in found] == [update.rows for update in expected]
-        assert_same_weights(halves, whole, rtol=0, atol=0)
-
-    def test_nets_of_any_depth_see_the_same_data(self, batches: BatchesMaker) -> None:
-        def seen(**config: Any) -> list[Tensor]:
-            found: list[Tensor] = []
-            model = net(**config)
-            model.register_forward_pre_hook(lambda _module, inputs: found.append(inputs[0].clone()))
-            run(model, batches(flip=True, cutout=2), ProbesConfig(every=2))
-            return found
-
-        shallow = seen(depth=2)
-        for other in (seen(depth=10), seen(depth=10, dropout=0.5), seen(depth=6, skip="highway", norm="batch")):
-            assert len(other) == len(shallow) == STEPS
-            assert all(torch.equal(one, two) for one, two in zip(shallow, other, strict=True))
-
-
-class TestEvaluate:
-    def test_is_over_all_images_whatever_the_batches(self, batches: BatchesMaker) -> None:
-        model, config = net(), TrainConfig(label_smoothing=0.1)
-        inputs, labels = batches(batch_size=90)[0]
-        whole = evaluate(model, [(inputs, labels)], config)
-        uneven = evaluate(model, zip(torch.split(inputs, 37), torch.split(labels, 37), strict=True), config)
-        assert uneven.loss == pytest.approx(whole.loss, rel=1e-6)
-        assert uneven.error == whole.error
-        with torch.no_grad():
-            logits = model(inputs)
-        assert whole.loss == pytest.approx(reference_loss(logits, labels, config).item(), rel=1e-6)
-        assert whole.error == pytest.approx((logits.argmax(dim=1) != labels).double().mean().item())
-
-    @pytest.mark.parametrize("training", [True, False])
-    def test_leaves_everything_as_it_was(self, training: bool, batches: BatchesMaker) -> None:
-        model, other = net(norm="batch", dropout=0.5).train(training), net(norm="batch", dropout=0.5)
-        state = torch.get_rng_state()
-        first, second = (evaluate(model, [batches()[0]], TrainConfig()) for _ in range(2))
-        assert first == second
-        assert model.training is training
-        assert torch.equal(torch.get_rng_state(), state)
-        assert_same_weights(model, other, rtol=0, atol=0)
-        assert all(parameter.grad is None for parameter in model.parameters())
-
-    def test_in_bf16(self, batches: BatchesMaker) -> None:
-        exact = evaluate(net(), [batches()[0]], TrainConfig())
-        rounded = evaluate(net(), [batches()[0]], TrainConfig(precision="bf16"))
-        assert rounded.loss == pytest.approx(exact.loss, rel=0.02)
-        assert rounded.loss != exact.loss

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 import typing
@@ -92,7 +93,9 @@ class Composer:
             raise ConfigError(f"{name} is not a setting{near or '; depthlab train --help lists them all'}")
 
 
+@functools.cache
 def _read(text: str) -> Override:
+    """An override; the runs of a sweep share most of them, and parsing takes longer than all else."""
     try:
         override = OverridesParser.create().parse_override(text)
     except HydraException:

@@ -113,7 +113,7 @@ def _settings_help() -> str:
         "settings and their defaults:",
     ]
     for name, default, about in describe_fields():
-        value = str(list(default) if isinstance(default, tuple) else default)
+        value = f"[{','.join(map(str, default))}]" if isinstance(default, tuple) else str(default)
         shown = {"None": "null", "True": "true", "False": "false"}.get(value, value)
         lines.append(f"  {name}={shown if len(shown) < 30 else '[...]'}\n      {about}")
     lines.append("  device=auto\n      auto (CUDA where there is one), cpu, cuda or cuda:N")

@@ -52,8 +52,8 @@ def read_prepared(path: Path, name: str) -> Prepared:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {key: file[key] for key in KEYS}
     except OSError as error:
-        fault = error.strerror or str(error)
-        raise DataError(f"{path} cannot be read: {fault}; make it a file that this account may read") from None
+        reason = error.strerror or error
+        raise DataError(f"{path} cannot be read: {reason}; make it a file that this account may read") from None
     except Exception as error:  # a damaged file makes zipfile, zlib and numpy raise a dozen kinds
         raise _refused(path, name, f"is damaged or incomplete ({type(error).__name__}: {error})") from None
     if fault := next(find_faults(arrays, DATASETS[name]), None):

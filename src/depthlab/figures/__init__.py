@@ -1,6 +1,6 @@
 """From a long table of readings to figures, tables and claims."""
 
-from depthlab.figures.axes import draw, legend, legend_beside, theory
+from depthlab.figures.axes import draw, legend, legend_above, legend_beside, log_ticks, theory
 from depthlab.figures.claims import Claim, permuted
 from depthlab.figures.intervals import Interval, interval, intervals, paired, slopes, summarize
 from depthlab.figures.predictions import above_floor, backward_slopes, predicted_backward
@@ -21,7 +21,9 @@ __all__ = [
     "interval",
     "intervals",
     "legend",
+    "legend_above",
     "legend_beside",
+    "log_ticks",
     "outcomes",
     "paired",
     "panels",

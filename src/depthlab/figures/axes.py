@@ -40,7 +40,7 @@ QUANTITIES = {
 """Axes of the probes; others are linear under their name, with spaces for underscores."""
 
 POSITIONS = {
-    "depth": Scale("layer, numbered from the input"),
+    "depth": Scale("layer (from the input)"),
     "step": Scale("updates"),
     "model.depth": Scale("depth (weight layers)"),
     "model.width": Scale("width"),
@@ -56,6 +56,7 @@ MOST_TICKS = 6
 ROUND_STEPS = [digit * 10**power for power in range(6) for digit in (1, 2, 5)]
 LINE_HEIGHT = 0.17  # of the legend, in inches
 BAR_SHIFT = 2  # points
+BAR_MARGIN = 0.1  # of the axis, so that bars moved aside stay inside
 UNDEFINED = "undefined: a seed\nis not finite or 0"
 
 
@@ -122,7 +123,32 @@ def legend(figure: Figure, side: Literal["right", "top"] = "right") -> None:
 
 def legend_beside(axes: Axes) -> None:
     """A legend to the right of one panel, for lines that its row has in common."""
-    axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), borderaxespad=0)
+    axes.legend(*_entries([axes]), loc="center left", bbox_to_anchor=(1.02, 0.5), borderaxespad=0)
+
+
+def legend_above(axes: Axes) -> None:
+    """A legend in two columns between one panel and its title, for lines of its own."""
+    axes.legend(*_entries([axes]), loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
+    for place in ("left", "center"):
+        axes.set_title(axes.get_title(place), loc=place, pad=46)
+
+
+def log_ticks(axes: Axes, values: pd.Series[Any]) -> None:
+    """A logarithmic x axis with ticks at the values that were tried."""
+    axes.set_xscale("log")
+    tried = sorted(values.unique())
+    axes.set_xticks(tried, [f"{value:g}" for value in tried])
+    axes.minorticks_off()
+
+
+def _entries(panels: Iterable[Axes]) -> tuple[list[Any], list[str]]:
+    """Handles and labels of all panels, each label once: first the lines, then what explains them."""
+    entries: dict[str, Any] = {}
+    for axes in panels:
+        handles, labels = axes.get_legend_handles_labels()
+        entries = {**dict(zip(labels, handles, strict=True)), **entries}
+    names = sorted(entries, key=lambda label: label in (UNDEFINED, "theory") or "interval" in label)
+    return [entries[name] for name in names], names
 
 
 def _quantity(readings: pd.DataFrame) -> Scale:
@@ -168,6 +194,7 @@ def _draw_line(axes: Axes, line: pd.DataFrame, x: str, name: str, stroke: Stroke
     aside = ScaledTranslation(stroke.aside * BAR_SHIFT / 72, 0, axes.figure.dpi_scale_trans)
     for artist in (*lines, *bars.get_children()):
         artist.set_transform(axes.transData + aside)
+    axes.margins(x=BAR_MARGIN)
 
 
 def _mark_undefined(axes: Axes, lines: Sequence[tuple[pd.Series[Any], str]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ import pandas as pd
 from depthlab import nets, theory
 from depthlab.config import ModelConfig
 from depthlab.figures.intervals import slopes, summarize
+from depthlab.figures.readings import factors
 
 FLOAT32_FLOOR = 2e-36
 """Below this a norm over a batch's pre-activation gradients (about 10,000 entries) is made of entries that float32
@@ -17,17 +19,20 @@ holds with fewer digits or not at all: the smallest number with all its digits i
 
 
 def above_floor(readings: pd.DataFrame) -> pd.DataFrame:
-    """The rows whose value is large enough for float32 to have had all its digits."""
-    return readings[readings["value"] > FLOAT32_FLOOR]
+    """The rows of layers in which float32 had all its digits for every seed; a mean over some of them would mislead."""
+    where = [name for name in [*factors(readings), "probe", "step", "depth"] if name != "seed"]
+    lowest = readings.groupby(where, dropna=False, observed=True)["value"].transform("min")
+    return readings[lowest > FLOAT32_FLOOR]
 
 
 def model_of(readings: pd.DataFrame) -> ModelConfig:
     """The network of readings of one condition. Raises ValueError if they are of several."""
-    settings = readings[[name for name in readings.columns if name.startswith("model.")]].drop_duplicates()
+    names = [str(name) for name in readings.columns if str(name).startswith("model.")]
+    settings = readings[names].drop_duplicates()
     if len(settings) != 1:
-        varying = ", ".join(name for name in settings if settings[name].nunique(dropna=False) > 1)
+        varying = ", ".join(name for name in names if settings[name].nunique(dropna=False) > 1)
         raise ValueError(f"readings of one network, given {len(settings)} that differ in {varying or 'nothing'}")
-    given = {name.removeprefix("model."): _python(value) for name, value in settings.iloc[0].items()}
+    given: dict[str, Any] = {name.removeprefix("model."): _python(settings[name].iloc[0]) for name in names}
     return ModelConfig(**given)
 
 
@@ -59,17 +64,17 @@ def backward_slopes(readings: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     slopes over the same hidden layers: from the second to the last, as far as they are above float32's floor.
     """
     rows = []
-    for _, condition in readings.groupby([*by, "seed"], dropna=False, sort=True, observed=True):
+    for _, condition in above_floor(readings).groupby([*by, "seed"], dropna=False, sort=True, observed=True):
         model = model_of(condition)
-        hidden = above_floor(condition[condition["depth"].between(2, model.depth - 1)])
+        hidden = condition[condition["depth"].between(2, model.depth - 1)]
         predicted = hidden.assign(value=np.exp(log_backward_norm(model)[hidden["depth"] - 1]))
         slope = slopes(hidden, by)
         rows.append(slope.assign(predicted=slopes(predicted, by)["value"].to_numpy()))
     return pd.concat(rows, ignore_index=True)
 
 
-def _python(value: object) -> object:
+def _python(value: Any) -> Any:
     """A cell as configuration wants it: plain Python values, None for what is missing."""
-    if pd.isna(value):  # type: ignore[call-overload]
+    if pd.isna(value):
         return None
     return value.item() if isinstance(value, np.generic) else value

@@ -16,7 +16,7 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -37,8 +37,8 @@ def factors(readings: pd.DataFrame) -> list[str]:
     return [name for name in readings.columns if name not in READING]
 
 
-def select(readings: pd.DataFrame, probe: str, *, step: int | Literal["first", "last"] | None = None) -> pd.DataFrame:
-    """The rows of one probe: of all steps, of one step, or of the first or last step at which each run read it.
+def select(readings: pd.DataFrame, probe: str, *, step: int | str | None = None) -> pd.DataFrame:
+    """The rows of one probe: of all steps, of one step, or of the "first" or "last" at which each run read it.
 
     A run that diverged is there with nan at every later step that other runs read, its end among them: averages and
     claims then are of all seeds, not of those that survived. Raises ValueError when no row is left, saying what there
@@ -51,7 +51,8 @@ def select(readings: pd.DataFrame, probe: str, *, step: int | Literal["first", "
     if step is None:
         return rows
     if isinstance(step, str):
-        return rows[rows["step"] == rows.groupby("key")["step"].transform("min" if step == "first" else "max")]
+        of_run = rows.groupby("key")["step"]
+        return rows[rows["step"] == of_run.transform("min" if step == "first" else "max")]
     chosen = rows[rows["step"] == step]
     if chosen.empty:
         raise ValueError(f"no readings of probe {probe} at step {step}; there are steps {_listed(rows['step'])}")

@@ -29,7 +29,8 @@ def norm(tensor: Tensor) -> Tensor:
     >>> float(norm(torch.full((4,), 1e-30)))  # doctest: +ELLIPSIS
     2.0000...e-30
     """
-    return torch.linalg.vector_norm(tensor, dtype=torch.float64)
+    result: Tensor = torch.linalg.vector_norm(tensor, dtype=torch.float64)
+    return result
 
 
 def mean(tensor: Tensor) -> Tensor:

@@ -192,11 +192,8 @@ def _replacing(path: Path) -> Iterator[Path]:
 
 
 def _is_whole(record: Any) -> bool:
-    return (
-        isinstance(record, dict)
-        and record.get("status") in REQUIRED
-        and all(name in record for name in REQUIRED[record["status"]])
-    )
+    status = record.get("status") if isinstance(record, dict) else None
+    return isinstance(status, str) and status in REQUIRED and all(name in record for name in REQUIRED[status])
 
 
 def _is_gone(record: dict[str, Any]) -> bool:

@@ -10,8 +10,9 @@ import pandas as pd
 import torch
 
 from depthlab.config import RunConfig, SweepConfig, flat
+from depthlab.runs.progress import tell
 from depthlab.runs.store import Run, StoreError, runs_root
-from depthlab.runs.workers import Workers, tell
+from depthlab.runs.workers import Workers
 from depthlab.training import available_cores
 
 
@@ -38,7 +39,7 @@ def sweep(configs: Iterable[RunConfig], *, device: torch.device, launch: SweepCo
         return Outcome(0, found, [])
     count = min(len(missing), launch.workers or (1 if device.type == "cuda" else available_cores()))
     tell(f"{len(missing)} of {len(unique)} runs to train, {count} at once; {found} are finished")
-    workers = Workers(count, device, launch.threads or 1, len(missing))
+    workers = Workers(count, device, launch.threads or 1)
     workers.train_all(missing)
     return Outcome(len(missing) - len(workers.failures), found, workers.failures)
 

@@ -5,31 +5,38 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from depthlab.config import RunConfig
+from depthlab.runs.progress import SweepProgress
 from depthlab.runs.run import execute, one_line
 from depthlab.runs.store import Run, Status, runs_root
 from depthlab.training import prepare_process
+
+REFRESH_EVERY = 0.5
+"""Seconds between looks at how far the runs are."""
+
+LOCK_LOST_AFTER = 0.01
+"""Seconds after which the lock of the count is not to be had; it is held for a few microseconds."""
+
+_steps: Synchronized[int] | None = None
+"""In a worker: the updates of all runs of the sweep."""
 
 
 class Workers:
     """The processes of a sweep, and what is told of their runs."""
 
-    def __init__(self, count: int, device: torch.device, threads: int, total: int) -> None:
+    def __init__(self, count: int, device: torch.device, threads: int) -> None:
         self.failures: list[tuple[str, str]] = []
         self._count, self._device, self._threads = count, device, threads
-        self._ended, self._total = 0, total
-        self._bar = tqdm(total=total, unit="run", disable=not sys.stderr.isatty(), dynamic_ncols=True)
 
     def train_all(self, configs: Sequence[RunConfig]) -> None:
         """Trains every run. A run whose process is killed fails, and the others are trained all the same.
@@ -37,6 +44,7 @@ class Workers:
         One process that dies takes the others of its pool with it. What was being trained is then trained again, each
         run alone, which tells the run that kills its process from those that only stood beside it.
         """
+        self._progress = SweepProgress(configs)
         try:
             while left := self._train(configs, self._count):
                 suspects = [config for config in left if Run.of(config).status() is Status.INTERRUPTED]
@@ -49,7 +57,7 @@ class Workers:
                         self._tell(config, False, "failed: its process was killed before it could begin")
                     return
         finally:
-            self._bar.close()
+            self._progress.close()
 
     def _train(self, configs: Sequence[RunConfig], count: int) -> list[RunConfig]:
         """Trains runs in a pool of so many processes, and returns those that are left when one of these has died."""
@@ -57,14 +65,19 @@ class Workers:
             return []
         others = set(multiprocessing.active_children())
         context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(count, mp_context=context, initializer=_prepare_worker, initargs=(self._threads,))
+        shared = (self._threads, self._progress.steps)
+        pool = ProcessPoolExecutor(count, mp_context=context, initializer=_prepare_worker, initargs=shared)
         left = dict.fromkeys(configs)
         try:
             with _interrupts_ignored():
                 futures = {pool.submit(_train_one, config, runs_root(), self._device): config for config in configs}
-            for future in as_completed(futures):
-                self._tell(futures[future], *future.result())
-                del left[futures[future]]
+            pending = set(futures)
+            while pending:
+                ended, pending = wait(pending, timeout=REFRESH_EVERY, return_when=FIRST_COMPLETED)
+                for future in ended:
+                    self._tell(futures[future], *future.result())
+                    del left[futures[future]]
+                self._progress.refresh()
         except BrokenProcessPool:
             pass
         except KeyboardInterrupt:
@@ -79,11 +92,7 @@ class Workers:
         line = f"{_name(config)}: {result}"
         if not succeeded:
             self.failures.append((config.key(), line))
-            self._bar.set_postfix_str(f"{len(self.failures)} failed", refresh=False)
-        self._bar.update()
-        if self._bar.disable:
-            self._ended += 1
-            tell(f"[{self._ended}/{self._total}] {config.key()} {line}")
+        self._progress.ended(config.key(), line, failed=not succeeded)
 
 
 @contextmanager
@@ -103,7 +112,9 @@ def _interrupts_ignored() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _prepare_worker(threads: int) -> None:
+def _prepare_worker(threads: int, steps: Synchronized[int]) -> None:
+    global _steps  # noqa: PLW0603 -- what a pool hands its processes once has no other place to stay
+    _steps = steps
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     prepare_process(threads)
@@ -119,11 +130,23 @@ def _end_with_parent() -> None:
 
 def _train_one(config: RunConfig, root: Path, device: torch.device) -> tuple[bool, str]:
     """Whether the run ended with a result, and what to tell of it."""
+    counted = 0
+
+    def count(done: int, *_known: float | None) -> None:
+        nonlocal counted
+        # who was killed may have taken the lock along: then the bar no longer tells the truth, but the run goes on
+        if _steps is not None and _steps.get_lock().acquire(timeout=LOCK_LOST_AFTER):
+            _steps.get_obj().value += done - counted
+            _steps.get_lock().release()
+            counted = done
+
     try:
-        record = execute(config, root=root, device=device).record()
+        record = execute(config, root=root, device=device, progress=count).record()
     except Exception as error:  # whatever it is, the other runs go on
         trace = Run.of(config, root).folder / "error.txt"
         return False, f"failed: {one_line(error)}" + (f" (traceback in {trace})" if trace.exists() else "")
+    finally:
+        count(config.train.steps)
     if record["status"] == Status.DIVERGED:
         return True, f"diverged at step {record['diverged_step']} after {record['wall_seconds']:.1f} s"
     return True, f"done in {record['wall_seconds']:.1f} s, test error {record['metrics']['test_error']:.2%}"
@@ -135,8 +158,3 @@ def _name(config: RunConfig) -> str:
         f"{model.family}-{model.depth} {model.activation} init={model.init} norm={model.norm} skip={model.skip} "
         f"seed={config.seed}"
     )
-
-
-def tell(line: str) -> None:
-    """A plain line of progress; results go to stdout."""
-    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,17 @@
+"""For all tests: one thread, the same examples every time, no deadlines; a GPU is asked for by name."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import settings
+
+torch.set_num_threads(1)  # more are far slower on small tensors, and pytest -n runs a process on every core
+settings.register_profile("depthlab", derandomize=True, deadline=None)
+settings.load_profile("depthlab")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests marked gpu need one."""
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")

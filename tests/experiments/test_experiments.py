@@ -1,0 +1,101 @@
+"""Every experiment: its declaration and script fit together, and no claim is written so that it cannot fail."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from depthlab import figures
+from depthlab.cli import experiments
+from depthlab.cli.compose import Composer
+
+RESULTS = Path(__file__).parents[2] / "results"
+NAMES = experiments.names()
+COMMITTED = [name for name in NAMES if (RESULTS / name / "readings.csv.gz").exists()]
+
+CONDITIONS = {
+    "vanishing_gradients": ["model.activation", "model.init", "model.norm", "model.skip"],
+    "degradation": ["model.skip", "model.depth"],
+    "quickstart": ["model.activation", "model.init"],
+}
+"""The settings in which the compared runs differ."""
+
+PERMUTATIONS = 8
+
+
+@pytest.mark.parametrize("scale", experiments.SCALES)
+@pytest.mark.parametrize("name", NAMES)
+def test_declares_at_least_three_seeds_of_every_condition(name, scale):
+    composer = Composer(experiments.folder("configs"))
+    launches = experiments.load(name).launches(composer, scale)
+    table = pd.DataFrame([{"seed": launch.run.seed, "model": str(launch.run.model)} for launch in launches])
+    assert (table.groupby("model")["seed"].nunique() >= 3).all()
+
+
+@pytest.mark.parametrize("name", COMMITTED)
+def test_redrawing_gives_the_committed_tables_and_claims_byte_for_byte(name, tmp_path):
+    folder = tmp_path / name
+    shutil.copytree(RESULTS / name, folder)
+    for file in ("table.md", "table.csv", "claims.md"):
+        (folder / file).unlink()
+    figures.redraw(folder, experiments.script(name))
+    for file in ("table.md", "table.csv", "claims.md"):
+        assert (folder / file).read_bytes() == (RESULTS / name / file).read_bytes(), file
+
+
+@pytest.mark.parametrize("name", COMMITTED)
+def test_committed_figures_are_at_laptop_scale_on_clean_code(name):
+    origin = pd.read_json(RESULTS / name / "provenance.json", typ="series")
+    assert origin["scale"] == "laptop"
+    assert not origin["overrides"]
+
+
+@pytest.mark.parametrize("name", [name for name in COMMITTED if name in CONDITIONS])
+def test_no_comparison_survives_permuted_conditions(name):
+    """Labels of the compared runs are passed round; a claim about them must then fail more often than not."""
+    script = experiments.script(name)
+    readings = figures.read(RESULTS / name)
+    supported = np.array(
+        [
+            [claim.verdict == "supported" for claim in script.claims(_permuted(readings, name, seed))]
+            for seed in range(PERMUTATIONS)
+        ]
+    )
+    statements = [claim.statement for claim in script.claims(readings)]
+    survivors = [text for text, share in zip(statements, supported.mean(axis=0), strict=True) if share >= 0.5]
+    assert survivors == [text for text in statements if text in ABOUT_LAYERS.get(name, ())]
+
+
+ABOUT_LAYERS = {
+    "degradation": (
+        "The deep plain net's gradients do not vanish, neither at initialization ...",
+        "... nor after training: degradation is not vanishing.",
+    ),
+}
+"""Claims that compare layers of one net, not nets: they are true of every net here, whatever its label."""
+
+
+@pytest.mark.skipif("degradation" not in COMMITTED, reason="there are no committed readings of degradation")
+def test_claims_about_layers_fail_where_gradients_do_vanish():
+    """A factor of 0.9 a layer is put into the gradients of the committed readings."""
+    script = experiments.script("degradation")
+    readings = figures.read(RESULTS / "degradation")
+    vanishing = readings["value"] * 0.9 ** (readings["model.depth"] - readings["depth"])
+    planted = readings.assign(value=readings["value"].where(readings["probe"] != "grad_norm", vanishing))
+    verdicts = {claim.statement: claim.verdict for claim in script.claims(planted)}
+    assert [verdicts[statement] for statement in ABOUT_LAYERS["degradation"]] == ["not supported"] * 2
+
+
+def _permuted(readings: pd.DataFrame, name: str, seed: int) -> pd.DataFrame:
+    """Labels move between runs of one depth; where depth itself is compared its label moves along with the layers."""
+    columns = CONDITIONS[name]
+    if "model.depth" not in columns:
+        return figures.permuted(readings, columns, seed)
+    # layers of a net cannot move to a net of another depth: depths are passed round by network readings alone
+    network = readings[readings["depth"] == 0]
+    layers = figures.permuted(readings[readings["depth"] > 0], [c for c in columns if c != "model.depth"], seed)
+    return pd.concat([figures.permuted(network, columns, seed), layers], ignore_index=True)

@@ -1,0 +1,66 @@
+"""What tests run in processes of their own, which find it by this name: `conftest.py` puts its folder on the path."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from multiprocessing.synchronize import Barrier, Event
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from depthlab.config import RunConfig
+from depthlab.runs import Run, execute, workers
+from depthlab.runs.run import Trial
+
+CPU = torch.device("cpu")
+LONG = 120
+"""Seconds that a process gets to start; on a busy machine importing torch takes long."""
+
+TRAIN_ONE = workers._train_one
+
+
+def execute_at_once(config: RunConfig, start: Barrier, log: Path) -> None:
+    """Notes on a line of its own that it trains, and then takes its time."""
+    torch.set_num_threads(1)
+    train = Trial.run
+
+    def noted(self: Trial) -> dict[str, Any]:
+        with log.open("a") as lines:
+            lines.write(f"{os.getpid()}\n")
+        time.sleep(0.5)
+        return train(self)
+
+    Trial.run = noted  # type: ignore[method-assign]
+    start.wait(LONG)
+    execute(config, device=CPU)
+
+
+def execute_for_ever(config: RunConfig, started: Event) -> None:
+    """Has the lock and does not come back."""
+
+    def hang(self: Trial) -> dict[str, Any]:
+        started.set()
+        time.sleep(3600)
+        return {}
+
+    Trial.run = hang  # type: ignore[method-assign]
+    execute(config, device=CPU)
+
+
+def killed_at_seed_1(config: RunConfig, root: Path, device: torch.device) -> tuple[bool, str]:
+    """Stands in for a run that wants more memory than there is: the system kills its process."""
+    if config.seed == 1:
+        run = Run.of(config, root)
+        with run.locked():
+            run.begin(config, {})
+            os.kill(os.getpid(), signal.SIGKILL)
+    return TRAIN_ONE(config, root, device)
+
+
+def killed_at_once(config: RunConfig, root: Path, device: torch.device) -> tuple[bool, str]:
+    """A process that does not come as far as to begin a run."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError

@@ -1,0 +1,203 @@
+"""Sweeps: the others go on whatever happens to one run, and readings are gathered into one table."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self
+
+import pandas as pd
+import pytest
+import torch
+from in_processes import CPU, LONG, killed_at_once, killed_at_seed_1
+
+from depthlab.config import DataConfig, RunConfig, SweepConfig, TrainConfig
+from depthlab.runs import Run, Status, StoreError, cost, execute, load_readings, sweep, workers
+
+
+def seeds(config: RunConfig, *numbers: int) -> list[RunConfig]:
+    return [dataclasses.replace(config, seed=number) for number in numbers]
+
+
+def test_a_sweep_trains_what_is_missing_whatever_happens_to_one_run(
+    tiny: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finished, good = seeds(tiny, 0, 1)
+    execute(finished, device=CPU)
+    diverging = dataclasses.replace(tiny, train=TrainConfig(steps=6, batch_size=20, lr=1e30))
+    failing = dataclasses.replace(tiny, data=DataConfig(name="mnist", train_size=100))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mnist.npz").write_bytes(b"not a data set")
+    damaged = dataclasses.replace(tiny, seed=7)
+    Run.of(damaged).folder.mkdir()
+    (Run.of(damaged).folder / "run.json").write_text("{")
+
+    outcome = sweep([finished, good, diverging, failing, damaged, good], device=CPU, launch=SweepConfig(workers=2))
+
+    assert (outcome.trained, outcome.found) == (2, 1)
+    reasons = dict(outcome.failures)
+    assert set(reasons) == {failing.key(), damaged.key()}
+    assert "mnist.npz" in reasons[failing.key()]
+    assert "error.txt" in reasons[failing.key()]
+    assert "damaged; delete" in reasons[damaged.key()]
+    assert "error.txt" not in reasons[damaged.key()]
+    assert Run.of(good).status() is Status.DONE
+    assert Run.of(diverging).status() is Status.DIVERGED
+    assert Run.of(failing).status() is Status.FAILED
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "4 of 5 runs to train, 2 at once; 1 are finished"
+    assert [line[:5] for line in lines[1:]] == ["[1/4]", "[2/4]", "[3/4]", "[4/4]"]
+    alone = execute(good, root=tmp_path / "alone", device=CPU).readings()
+    pd.testing.assert_frame_equal(Run.of(good).readings(), alone, check_exact=True)
+
+
+def test_a_sweep_of_finished_runs_starts_no_process(tiny: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    execute(tiny, device=CPU)
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", None)
+    outcome = sweep([tiny], device=CPU, launch=SweepConfig())
+    assert (outcome.trained, outcome.found, list(outcome.failures)) == (0, 1, [])
+
+
+def test_a_killed_worker_costs_its_own_run_only(
+    tiny: RunConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(workers, "_train_one", killed_at_seed_1)
+    configs = seeds(tiny, 0, 1, 2)
+    outcome = sweep(configs, device=CPU, launch=SweepConfig(workers=2))
+    assert [key for key, _ in outcome.failures] == [configs[1].key()]
+    assert "its process was killed" in outcome.failures[0][1]
+    assert outcome.trained == 2
+    states = [Run.of(config).status() for config in configs]
+    assert states == [Status.DONE, Status.INTERRUPTED, Status.DONE]
+    assert sum(line.startswith("[") for line in capsys.readouterr().err.splitlines()) == 3
+
+
+def test_workers_that_die_before_they_begin_end_the_sweep(tiny: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "_train_one", killed_at_once)
+    outcome = sweep(seeds(tiny, 0, 1), device=CPU, launch=SweepConfig(workers=1))
+    assert len(outcome.failures) == 2
+    assert all("killed before it could begin" in reason for _, reason in outcome.failures)
+
+
+class Command:
+    """A sweep of two endless runs, in a process group of its own as a terminal makes it."""
+
+    def __init__(self) -> None:
+        lines = [sys.executable, "-m", "depthlab", "train", "-m", "data=synthetic", "train.steps=10000000"]
+        options = ["train.batch_size=20", "seed=0,1", "sweep.workers=2", "train.eval_every=10000000"]
+        self.process = subprocess.Popen([*lines, *options], stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+    def __enter__(self) -> Self:
+        assert self.process.stderr is not None
+        assert "2 of 2 runs to train" in self.process.stderr.readline()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.communicate()
+
+    def pids(self, results: Path) -> list[int]:
+        """The processes of both runs, as soon as both are there."""
+        for _ in range(10 * LONG):
+            found = [Run(folder).record() for folder in (results / "runs").glob("*")]
+            if len(found) == 2 and all(found):
+                return [record["pid"] for record in found]
+            time.sleep(0.1)
+        raise AssertionError("the runs do not start")
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    stat = Path(f"/proc/{pid}/stat")
+    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="process groups are those of POSIX")
+@pytest.mark.parametrize("moment", ["while they train", pytest.param("while workers start", marks=pytest.mark.slow)])
+def test_ctrl_c_in_a_sweep_says_how_to_go_on(results: Path, moment: str) -> None:
+    with Command() as command:
+        pids = command.pids(results) if moment == "while they train" else []
+        os.killpg(command.process.pid, signal.SIGINT)
+        _, error = command.process.communicate(timeout=LONG)
+    assert command.process.returncode == 130
+    assert "Traceback" not in error
+    assert error.strip() == "depthlab: stopped; finished runs are kept, type the same command to go on"
+    assert not any(is_alive(pid) for pid in pids)
+    for folder in (results / "runs").glob("*"):
+        assert Run(folder).status() is Status.INTERRUPTED
+        with Run(folder).locked():  # taken over, not waited for
+            pass
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="signals are those of POSIX")
+def test_workers_end_when_the_sweep_is_killed(results: Path) -> None:
+    with Command() as command:
+        pids = command.pids(results)
+        command.process.kill()
+        for _ in range(10 * LONG):
+            if not any(is_alive(pid) for pid in pids):
+                return
+            time.sleep(0.1)
+        raise AssertionError("workers go on without anybody to hear of it")
+
+
+def gathered(configs: list[RunConfig], probes: list[str] | None = None) -> pd.DataFrame:
+    for config in configs:
+        execute(config, device=CPU)
+    return load_readings(configs, probes)
+
+
+def test_readings_of_runs_are_gathered_with_what_differs(tiny: RunConfig) -> None:
+    wide = dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, init="gaussian", sigma_w=1.5))
+    slow = dataclasses.replace(tiny, train=dataclasses.replace(tiny.train, lr=0.01, milestones=(0.5,)), seed=3)
+    table = gathered([tiny, wide, slow, tiny])
+    assert {"key", "status", "step", "layer", "depth", "probe", "value"} <= set(table)
+    settings = {name for name in table if "." in str(name) or name == "seed"}
+    models = {f"model.{field.name}" for field in dataclasses.fields(tiny.model)}
+    always = models | {"data.name", "train.steps", "seed"}
+    assert settings == always | {"train.lr", "train.milestones"}
+    assert list(table["key"].unique()) == [tiny.key(), wide.key(), slow.key()]
+    first = table.groupby("key").first()
+    assert first.loc[wide.key(), "model.sigma_w"] == 1.5
+    assert first.loc[slow.key(), "train.lr"] == 0.01
+    assert first.loc[slow.key(), "train.milestones"] == "0.5"
+    assert first.loc[slow.key(), "seed"] == 3
+    assert set(table["status"]) == {"done"}
+    assert table["model.depth"].dtype == table["step"].dtype == "int64"
+    assert len(table) == 3 * len(Run.of(tiny).readings())
+
+
+def test_only_the_wanted_probes_are_gathered(tiny: RunConfig) -> None:
+    assert set(gathered([tiny], ["grad_norm", "test_error"])["probe"]) == {"grad_norm", "test_error"}
+
+
+def test_a_diverged_run_is_gathered_as_such(tiny: RunConfig) -> None:
+    config = dataclasses.replace(tiny, train=TrainConfig(steps=6, batch_size=20, lr=1e30))
+    assert set(gathered([config])["status"]) == {"diverged"}
+
+
+def test_readings_of_unfinished_runs_are_refused(tiny: RunConfig) -> None:
+    execute(tiny, device=CPU)
+    with pytest.raises(StoreError, match=r"^1 of 2 runs are not finished in .*runs$"):
+        load_readings(seeds(tiny, 0, 1))
+
+
+def test_what_runs_cost(tiny: RunConfig) -> None:
+    configs = seeds(tiny, 0, 1)
+    for config in configs:
+        execute(config, device=CPU)
+    times = [Run.of(config).record()["wall_seconds"] for config in configs]
+    found: dict[str, Any] = cost(configs)
+    assert found["process_seconds"] == round(sum(times), 1)
+    assert (found["count"], found["devices"], found["threads"]) == (2, ["cpu"], [torch.get_num_threads()])

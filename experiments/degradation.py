@@ -119,7 +119,7 @@ def lines(*what: str) -> dict[str, str]:
 
 def figure(readings: pd.DataFrame) -> Figure:
     shallow, deep = ends(readings)
-    drawing, axes = figures.panels(2, 2, height=5.2)
+    drawing, axes = figures.panels(2, 2, height=5.4)
     curves = {
         "training error of the batches, %": windows(readings),
         "validation error, %": figures.select(readings, "validation_error"),

@@ -27,7 +27,7 @@ EXPERIMENTS = sorted(path.stem for path in (ROOT / "configs" / "experiment").glo
 FOREIGN = re.compile(
     r"""(?<![\w.~}])/(?:home|Users|root|tmp|work|opt|mnt|var)/\w   # a path of one machine
     |   (?:pypi|pythonhosted|download\.pytorch|anaconda)\.org      # a registry
-    |   --(?:extra-)?index-url|--find-links|PIP_[A-Z]+""",
+    |   --(?:extra-)?index-url|--find[-]links|PIP_[A-Z]+""",
     re.VERBOSE,
 )
 
@@ -144,7 +144,11 @@ def foreign_lines(files: Mapping[str, bytes]) -> list[str]:
 
 
 def test_nothing_names_a_machine_or_a_registry() -> None:
-    listed = run(["git", "ls-files", "-z"], ROOT) if shutil.which("git") else None
+    listed = (
+        run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], ROOT)
+        if shutil.which("git")
+        else None
+    )
     if listed is None or listed.returncode:
         pytest.skip("needs a git checkout")
     names = [name for name in listed.stdout.split("\0") if (ROOT / name).is_file()]
@@ -157,7 +161,7 @@ def test_nothing_names_a_machine_or_a_registry() -> None:
     [
         ("data = '/" + "home/someone/data'", True),
         ("see /" + "tmp/run.log", True),
-        ("https://" + "pypi.org/simple", True),
+        ("https://pypi" + ".org/simple", True),
         ("pip install --" + "index-url X", True),
         ("#!/usr/bin/env bash", False),
         ("results/tmp/x and ~/work/x", False),

@@ -73,6 +73,7 @@ def left(root: Path) -> list[str]:
 def refusal(name: str = "mnist") -> str:
     with pytest.raises(DataError) as caught:
         prepared_file(name)
+    assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__
     message = str(caught.value)
     assert len(message.splitlines()) == 2, message
@@ -143,6 +144,19 @@ def test_a_damaged_copy_is_named(root, no_network, make_prepared, write_mnist_la
     assert not (root / "mnist.npz").exists()
 
 
+def test_a_damaged_copy_is_replaced_in_the_prepared_file_and_left_as_it_is(
+    root, served, make_prepared, write_mnist_layout
+):
+    prepared = make_prepared("mnist")
+    write_mnist_layout(prepared, served / "raw")
+    copy = root / "MNIST" / "raw" / "t10k-images-idx3-ubyte.gz"
+    copy.parent.mkdir(parents=True)
+    copy.write_bytes(b"damaged")
+    prepared_file("mnist")
+    assert np.array_equal(read_prepared(root / "mnist.npz", "mnist").test_images, prepared.test_images)
+    assert copy.read_bytes() == b"damaged"
+
+
 def test_a_download_of_the_wrong_content_is_refused(root, served, make_prepared, write_mnist_layout):
     write_mnist_layout(make_prepared("mnist"), served / "raw")
     file = served / "raw" / "train-labels-idx1-ubyte.gz"
@@ -180,6 +194,15 @@ def test_whatever_torchvision_raises_becomes_one_message(fault, root, monkeypatc
 
     monkeypatch.setattr(download, "read_torchvision", fail)
     assert f"copy a prepared mnist.npz to {root / 'mnist.npz'}" in refusal()
+    assert left(root) == []
+
+
+def test_a_disk_that_fills_while_downloading_is_not_called_a_network_fault(root, monkeypatch):
+    def fail(name: str, root: Path) -> Prepared:
+        raise OSError(errno.ENOSPC, "No space left on device", str(root / "part"))
+
+    monkeypatch.setattr(download, "read_torchvision", fail)
+    assert "there is no room for mnist" in refusal()
     assert left(root) == []
 
 

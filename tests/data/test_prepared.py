@@ -34,6 +34,7 @@ def refusal(file: Path) -> str:
     message = str(caught.value)
     assert str(file) in message
     assert len(message.splitlines()) <= 2
+    assert caught.value.__cause__ is None
     assert caught.value.__context__ is None or caught.value.__suppress_context__  # no chain of tracebacks
     return message
 

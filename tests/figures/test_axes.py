@@ -44,7 +44,7 @@ def test_line_is_the_geometric_mean_and_band_its_interval(readings: pd.DataFrame
 
 def test_axes_are_named_and_layers_counted_from_one(readings: pd.DataFrame) -> None:
     _, axes = _drawn(_gradients(readings))
-    assert axes.get_xlabel() == "layer, numbered from the input"
+    assert axes.get_xlabel() == "layer (from the input)"
     assert "gradient norm" in axes.get_ylabel()
     assert list(axes.get_xticks()) == [1, 2, 4, 6, 8, 10]
 

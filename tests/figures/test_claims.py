@@ -48,13 +48,14 @@ def test_verdict_says_where_the_whole_interval_lies(bounds: dict[str, float], ve
     ("values", "log", "reason"),
     [
         ([5.0], False, "one seed has no interval"),
+        ([5.0], True, "one seed has no interval"),
         ([5.0, 6.0, math.nan], False, "1 of 3 seeds not finite"),
         ([5.0, math.inf, -math.inf], False, "2 of 3 seeds not finite"),
         ([5.0, 6.0, 0.0], True, "1 of 3 seeds zero, negative or not finite"),
     ],
 )
 def test_undecided_with_a_reason(values: list[float], log: bool, reason: str) -> None:
-    for bounds in ({"at_least": -9.0}, {"at_most": 9.0}, {"at_least": 100.0}):
+    for bounds in ({"at_least": 0.1}, {"at_most": 9.0}, {"at_least": 100.0}, {"at_least": 0.1, "at_most": 0.2}):
         claim = _claim(values, log=log, **bounds)
         assert (claim.verdict, claim.reason) == ("undecided", reason)
 
@@ -71,6 +72,9 @@ def test_geometric_claim() -> None:
     [
         (VALUES, {}, "nothing could contradict"),
         (VALUES, {"at_least": -math.inf, "at_most": math.inf}, "nothing could contradict"),
+        (VALUES, {"at_least": 0.0, "log": True}, "nothing could contradict"),
+        (VALUES, {"at_most": 0.0, "log": True}, "must not exceed"),
+        (VALUES, {"at_least": math.inf}, "must not exceed"),
         (VALUES, {"at_least": 2.0, "at_most": 1.0}, "must not exceed"),
         (VALUES, {"at_least": math.nan, "at_most": 1.0}, "must not exceed"),
         ([], {"at_least": 1.0}, "has no values"),

@@ -127,10 +127,10 @@ def legend_beside(axes: Axes) -> None:
 
 
 def legend_above(axes: Axes) -> None:
-    """A legend in two columns between one panel and its title, for lines of its own."""
-    axes.legend(*_entries([axes]), loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
-    for place in ("left", "center"):
-        axes.set_title(axes.get_title(place), loc=place, pad=46)
+    """A legend in two columns above one panel, for lines of its own; what bands and bars are, below the last line."""
+    handles, labels = _entries([axes])
+    labels = [label.replace("\n", " ") for label in labels]
+    axes.legend(handles, labels, loc="lower left", bbox_to_anchor=(0, 1.1), ncols=2, borderaxespad=0, columnspacing=1)
 
 
 def log_ticks(axes: Axes, values: pd.Series[Any]) -> None:

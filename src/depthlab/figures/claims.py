@@ -29,7 +29,7 @@ class Claim:
 
     `effect` says what is measured, with its unit; `values` holds it once per seed. The claim bounds the effect's mean
     over seeds: `at_least`, `at_most`, or both, all in the effect's unit, the bounds themselves included. `log` is for
-    ratios and other positive quantities: the mean and its interval are then geometric.
+    ratios and other positive quantities: the mean and its interval are then geometric, and only bounds above 0 bind.
     Raises ValueError for a claim without a bound, which nothing could contradict, or with bounds that exclude all.
 
     >>> Claim(statement="Skips help.", effect="error, plain - residual, %", values=[1.1, 1.3, 1.2], at_least=0).verdict
@@ -47,14 +47,15 @@ class Claim:
         object.__setattr__(self, "values", tuple(float(value) for value in self.values))
         if not self.values:
             raise ValueError(f"the claim {self.statement!r} has no values; check what the readings were filtered by")
-        if not (math.isfinite(self.at_least) or math.isfinite(self.at_most)):
+        lowest = 0.0 if self.log else -math.inf
+        if self.at_least <= lowest and self.at_most == math.inf:
             raise ValueError(
                 f"nothing could contradict the claim {self.statement!r}; give it at_least, at_most or both"
             )
-        if not self.at_least <= self.at_most:
+        if not (self.at_least <= self.at_most and self.at_most > lowest and self.at_least < math.inf):
             raise ValueError(
                 f"no effect is within the bounds of the claim {self.statement!r}: at_least={self.at_least} must not "
-                f"exceed at_most={self.at_most}"
+                f"exceed at_most={self.at_most}, and log=True needs at_most above 0"
             )
 
     @functools.cached_property
@@ -79,9 +80,8 @@ class Claim:
     @property
     def verdict(self) -> Verdict:
         """Supported, not supported or undecided: where the whole interval lies."""
+        # An unbounded interval (one seed) and one of nan (an unusable seed) are neither inside nor outside.
         low, high = self.interval.low, self.interval.high
-        if self.reason:
-            return "undecided"
         if self.at_least <= low and high <= self.at_most:
             return "supported"
         return "not supported" if high < self.at_least or low > self.at_most else "undecided"

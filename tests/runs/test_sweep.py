@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -64,6 +66,7 @@ def test_a_sweep_of_finished_runs_starts_no_process(tiny: RunConfig, monkeypatch
     assert (outcome.trained, outcome.found, list(outcome.failures)) == (0, 1, [])
 
 
+@pytest.mark.slow
 def test_a_killed_worker_costs_its_own_run_only(
     tiny: RunConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -76,6 +79,29 @@ def test_a_killed_worker_costs_its_own_run_only(
     states = [Run.of(config).status() for config in configs]
     assert states == [Status.DONE, Status.INTERRUPTED, Status.DONE]
     assert sum(line.startswith("[") for line in capsys.readouterr().err.splitlines()) == 3
+
+
+def test_a_killed_process_that_took_the_count_along_stops_nobody(
+    tiny: RunConfig, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lock of the count of updates is held by a thread that never lets go of it."""
+    count = multiprocessing.get_context("spawn").Value("q", 0)
+    keeper = threading.Thread(target=count.get_lock().acquire)
+    keeper.start()
+    keeper.join()
+    monkeypatch.setattr(workers, "_steps", count)
+    began = time.monotonic()
+    assert workers._train_one(tiny, results / "runs", CPU)[0]
+    assert time.monotonic() - began < LONG
+
+
+def test_updates_are_counted_for_the_bar(tiny: RunConfig, results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    count = multiprocessing.get_context("spawn").Value("q", 0)
+    monkeypatch.setattr(workers, "_steps", count)
+    workers._train_one(tiny, results / "runs", CPU)
+    assert count.value == 6
+    workers._train_one(tiny, results / "runs", CPU)  # found finished, and all its updates with it
+    assert count.value == 12
 
 
 def test_workers_that_die_before_they_begin_end_the_sweep(tiny: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,6 +148,7 @@ def is_alive(pid: int) -> bool:
     return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="process groups are those of POSIX")
 @pytest.mark.parametrize("moment", ["while they train", pytest.param("while workers start", marks=pytest.mark.slow)])
 def test_ctrl_c_in_a_sweep_says_how_to_go_on(results: Path, moment: str) -> None:

@@ -116,7 +116,7 @@ def test_make_alone_lists_all_targets() -> None:
 @pytest.mark.parametrize(
     ("interpreter", "answer"),
     [
-        ("exit 1", "needs Python 3.11 or newer"),
+        ('case "$2" in *version_info*) exit 1;; esac', "needs Python 3.11 or newer"),
         ('case "$2" in *ensurepip*) exit 1;; esac', "cannot make virtual environments"),
     ],
 )

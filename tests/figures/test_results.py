@@ -2,11 +2,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
 from depthlab.figures import draw, legend, panels, read, redraw, select, write
+from depthlab.figures.style import SETTINGS
 
 PROVENANCE = {"commit": "abc", "runs": 12}
 FILES = {"readings.csv.gz", "provenance.json", "figure.png", "figure.svg", "table.md", "table.csv", "claims.md"}
@@ -123,7 +125,22 @@ def test_incomplete_experiment_is_told_what_it_lacks(tmp_path: Path, readings: p
     experiment.__doc__ = None
     del experiment.claims
     with pytest.raises(TypeError, match="lacks a docstring whose first line says what the figure shows, claims"):
-        write(tmp_path, experiment, readings, PROVENANCE)
+        write(tmp_path / "x", experiment, readings, PROVENANCE)
+    assert not (tmp_path / "x").exists()
+
+
+def test_figures_are_drawn_in_the_house_style(tmp_path: Path, readings: pd.DataFrame, experiment: Any) -> None:
+    seen: list[float] = []
+    make = experiment.figure
+
+    def watched(readings: pd.DataFrame) -> Any:
+        seen.append(mpl.rcParams["lines.linewidth"])
+        return make(readings)
+
+    experiment.figure = watched
+    write(tmp_path, experiment, readings, PROVENANCE)
+    assert seen == [SETTINGS["lines.linewidth"]]
+    assert mpl.rcParams["lines.linewidth"] != SETTINGS["lines.linewidth"]
 
 
 def test_figure_without_a_claim_is_refused(tmp_path: Path, readings: pd.DataFrame, experiment: Any) -> None:

@@ -76,7 +76,9 @@ def claims(readings: pd.DataFrame) -> list[Claim]:
         plain(figures.select(readings, "backward_norm", step="first")), [*FACTORS, "model.depth"]
     )
     deviation = (
-        deepest(slopes.assign(value=(slopes["value"] - slopes["predicted"]).abs())).groupby("seed")["value"].max()
+        deepest(slopes.assign(value=(slopes["value"] - slopes["predicted"]).abs()))
+        .groupby("seed")["value"]
+        .agg(lambda each: each.max(skipna=False))
     )
     errors = deepest(named(figures.outcomes(readings, "test_error")))
     sigmoid, _, _, healthy, normalized, residual = LABELS

@@ -11,6 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
+
 VERSIONS_OF = ("depthlab", "torch", "torchvision", "numpy", "pandas", "hydra-core")
 
 
@@ -55,6 +57,7 @@ def _versions() -> dict[str, str]:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
+    found["torch"] = str(torch.__version__)  # which build it is, such as +cpu or +cu130, stands here alone
     return found
 
 

@@ -153,7 +153,7 @@ def test_house(rule: Rule) -> None:
     ("rule", "path", "source"),
     [
         (against_direction, "src/depthlab/theory/depth.py", "from depthlab.nets import build"),
-        (against_direction, "src/depthlab/config.py", "import depthlab.theory"),
+        (against_direction, "src/depthlab/config/schema.py", "import depthlab.theory"),
         (against_direction, "src/depthlab/data/splits.py", "from ..probes.reading import Reader"),
         (against_direction, "src/depthlab/figures/axes.py", "def f():\n    from depthlab import runs"),
         (against_direction, "src/depthlab/runs/run.py", "from depthlab import RunConfig"),
@@ -163,7 +163,7 @@ def test_house(rule: Rule) -> None:
         (against_direction, "experiments/one.py", "import experiments.other"),
         (out_of_place, "src/depthlab/probes/reading.py", "import tqdm"),
         (out_of_place, "src/depthlab/theory/depth.py", "def f():\n    import sklearn.datasets"),
-        (out_of_place, "src/depthlab/config.py", "from torch import nn"),
+        (out_of_place, "src/depthlab/config/schema.py", "from torch import nn"),
         (out_of_place, "src/depthlab/runs/store.py", "import matplotlib.pyplot as plt"),
         (out_of_place, "src/depthlab/data/splits.py", "import pandas as pd"),
         (out_of_place, "src/depthlab/runs/run.py", "from omegaconf import OmegaConf"),

@@ -14,7 +14,6 @@ import yaml
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from depthlab import config as module
 from depthlab.config import (
     DATASETS,
     PROBES,
@@ -31,6 +30,7 @@ from depthlab.config import (
     stream_seed,
     to_mapping,
 )
+from depthlab.config import schema as module
 
 DEFAULTS = {
     "data.name": "digits",

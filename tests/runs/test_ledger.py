@@ -79,7 +79,7 @@ def code() -> tuple[object, object]:
 
 def test_commit_and_whether_files_differ_from_it(git: dict[str, str | None]) -> None:
     assert code() == ("c0ffee", False)
-    git["status"] = "M src/depthlab/config.py"
+    git["status"] = "M src/depthlab/config/schema.py"
     assert code() == ("c0ffee", True)
     git["status"] = None
     assert code() == ("c0ffee", None)

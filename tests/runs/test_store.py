@@ -173,7 +173,7 @@ def test_a_disk_that_is_full_to_the_last_byte_is_one_error(tiny: RunConfig, monk
     def fill_up(done: int, loss: float | None, error: float | None) -> None:
         monkeypatch.setattr(os, "fsync", full)
 
-    with pytest.raises(StoreError, match="No space left on device"):
+    with pytest.raises(StoreError, match=r"readings\.parquet: No space left on device"):
         execute(tiny, device=CPU, progress=fill_up)
     run = Run.of(tiny)
     assert run.record()["status"] == "running"

@@ -61,16 +61,19 @@ def backward_slopes(readings: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """Measured and predicted slopes d ln|dL/dz_l| / d l, per condition and seed: columns `by`, seed, value, predicted.
 
     readings: backward_norm at one step, of plain nets; `by` tells their conditions apart. Both are least-squares
-    slopes over the same hidden layers: from the second to the last, as far as they are above float32's floor.
+    slopes over the same hidden layers: from the second to the last, as far as they are above float32's floor; nan
+    where fewer than two are.
     """
+    readings = readings.reset_index(drop=True)
+    readable = above_floor(readings).index
     rows = []
-    for _, condition in above_floor(readings).groupby([*by, "seed"], dropna=False, sort=True, observed=True):
+    for group, condition in readings.groupby([*by, "seed"], dropna=False, sort=True, observed=True):
         model = model_of(condition)
-        hidden = condition[condition["depth"].between(2, model.depth - 1)]
+        hidden = condition[condition["depth"].between(2, model.depth - 1) & condition.index.isin(readable)]
         predicted = hidden.assign(value=np.exp(log_backward_norm(model)[hidden["depth"] - 1]))
-        slope = slopes(hidden, by)
-        rows.append(slope.assign(predicted=slopes(predicted, by)["value"].to_numpy()))
-    return pd.concat(rows, ignore_index=True)
+        both = [slopes(part, by)["value"].item() if len(part) else np.nan for part in (hidden, predicted)]
+        rows.append((*group, *both))
+    return pd.DataFrame(rows, columns=[*by, "seed", "value", "predicted"])
 
 
 def _python(value: Any) -> Any:

@@ -52,6 +52,7 @@ def test_committed_figures_are_at_laptop_scale_on_clean_code(name):
     origin = pd.read_json(RESULTS / name / "provenance.json", typ="series")
     assert origin["scale"] == "laptop"
     assert not origin["overrides"]
+    assert origin["dirty"] is False
 
 
 @pytest.mark.parametrize("name", [name for name in COMMITTED if name in CONDITIONS])

@@ -23,7 +23,7 @@ FLOORS = [
     {"nets", "data", "probes"},
     {"training", "diagnosis"},
     {"figures", "runs"},
-    {"cli", "experiments"},
+    {"cli", "experiments", "instrument"},
     {"__init__", "__main__"},  # the face of the package and of its command
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS, 1) for room in rooms}
@@ -31,8 +31,8 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS, 1) for room in rooms}
 ONLY_IN = {
     "hydra": {"cli"},
     "omegaconf": {"cli"},
-    "matplotlib": {"figures", "experiments"},
-    "pandas": {"figures", "runs", "experiments"},
+    "matplotlib": {"figures", "experiments", "instrument"},
+    "pandas": {"figures", "runs", "experiments", "instrument"},
 }
 THIRD_PARTY = {  # rooms that work without the rest of what depthlab installs
     "config": set(),
@@ -115,8 +115,9 @@ def out_of_place(root: Path) -> Iterator[str]:
         allowed = THIRD_PARTY.get(each.room)
         if allowed is not None and each.top not in {"depthlab", *allowed, *sys.stdlib_module_names}:
             yield f"{each}; {each.room} may import {', '.join(sorted(allowed)) or 'the standard library'} only"
-        if each.room == "experiments" and each.top == "matplotlib" and each.target != "matplotlib.figure":
-            yield f"{each}; a script takes the type from matplotlib.figure and draws with depthlab.figures"
+        takes_type_only = each.room in ("experiments", "instrument")
+        if takes_type_only and each.top == "matplotlib" and each.target != "matplotlib.figure":
+            yield f"{each}; it takes the type from matplotlib.figure and draws with depthlab.figures"
 
 
 def circles(root: Path) -> Iterator[str]:
@@ -168,6 +169,8 @@ def test_house(rule: Rule) -> None:
         (out_of_place, "src/depthlab/data/splits.py", "import pandas as pd"),
         (out_of_place, "src/depthlab/runs/run.py", "from omegaconf import OmegaConf"),
         (out_of_place, "experiments/one.py", "from matplotlib import pyplot as plt"),
+        (out_of_place, "src/depthlab/instrument/watcher.py", "import matplotlib.pyplot"),
+        (against_direction, "src/depthlab/training/loop.py", "from depthlab.instrument import watch"),
         (circles, "src/depthlab/nets/heads.py", "from depthlab.nets.blocks import Block"),
         (circles, "src/depthlab/nets/heads.py", "from depthlab.nets import build"),
         (circles, "src/depthlab/nets/heads.py", "def f():\n    from . import blocks"),

@@ -1,5 +1,23 @@
 """A PyTorch laboratory for the pathologies of deep networks."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from depthlab.config import ConfigError, RunConfig
 
-__all__ = ["ConfigError", "RunConfig"]
+if TYPE_CHECKING:
+    from depthlab import probes, theory
+    from depthlab.instrument import Watcher, measure, predict, watch
+
+__all__ = ["ConfigError", "RunConfig", "Watcher", "measure", "predict", "probes", "theory", "watch"]
+
+LATER = dict.fromkeys(("Watcher", "measure", "predict", "watch"), "depthlab.instrument")
+
+
+def __getattr__(name: str) -> Any:
+    """The instrument is imported when it is asked for: `import depthlab` alone loads no torch."""
+    if name in LATER:
+        return getattr(importlib.import_module(LATER[name]), name)
+    if name in ("probes", "theory"):
+        return importlib.import_module(f"depthlab.{name}")
+    raise AttributeError(f"module 'depthlab' has no attribute {name!r}")

@@ -15,7 +15,16 @@ from hypothesis.extra import numpy as arrays
 from torch import Tensor, nn
 
 from depthlab.probes import dead_fraction, mean, norm, relative_change, saturation, std
-from depthlab.probes.statistics import SATURATION_EDGES
+from depthlab.probes.statistics import (
+    SATURATION_EDGES,
+    cosine,
+    effective_rank,
+    example_cosine,
+    norms,
+    rms,
+    signal_to_noise,
+    sparsity,
+)
 
 SHAPES = arrays.array_shapes(min_dims=1, max_dims=4, max_side=6)
 WHOLE_RANGE = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -144,6 +153,49 @@ class TestStd:
         assert std(tensor).item() == exactly(exact.pstdev(entries(tensor)))
 
 
+class TestRms:
+    def test_of_ramp(self) -> None:
+        n = 1000
+        expected = math.sqrt((n + 1) * (2 * n + 1) / 6)
+        assert rms(torch.arange(1, n + 1, dtype=torch.float32).view(10, 100)).item() == exactly(expected)
+
+    @given(tensors(WHOLE_RANGE))
+    def test_of_any_float32_tensor(self, tensor: Tensor) -> None:
+        values = entries(tensor)
+        assert rms(tensor).item() == exactly(math.hypot(*values) / math.sqrt(len(values)))
+
+    @given(tensors(MODERATE), st.floats(-1e6, 1e6), st.integers(0, 2**32))
+    def test_scales_forgets_order_and_is_made_of_mean_and_spread(
+        self, tensor: Tensor, factor: float, seed: int
+    ) -> None:
+        changed = shuffled(tensor, seed).double() * factor
+        assert rms(changed).item() == pytest.approx(abs(factor) * rms(tensor).item(), rel=1e-12, abs=1e-150)
+        parts = mean(tensor).item() ** 2 + std(tensor).item() ** 2
+        assert rms(tensor).item() ** 2 == pytest.approx(parts, rel=1e-9, abs=1e-150)
+
+    @pytest.mark.parametrize("entry", [1e-44, 1e-30, 1e30, 3e38])
+    def test_at_the_ends_of_float32_does_not_depend_on_size(self, entry: float) -> None:
+        for size in (1, 10, 10_000):
+            tensor = torch.full((size,), -entry)
+            assert rms(tensor).item() == exactly(-tensor[0].item())
+
+
+class TestSparsity:
+    def test_counts_exact_zeros_of_either_sign(self) -> None:
+        assert sparsity(torch.tensor([[0.0, -0.0, 1e-45], [-3.0, math.inf, math.nan]])).item() == exactly(2 / 6)
+
+    @given(arrays.arrays(np.bool_, SHAPES), st.integers(0, 2**32))
+    def test_of_any_activity(self, active: Any, seed: int) -> None:
+        values = torch.from_numpy(active.astype(np.float32)) * -1e-30
+        assert sparsity(values).item() == exactly(1 - active.mean())
+        assert sparsity(shuffled(values, seed)).item() == sparsity(values).item()
+
+    def test_is_not_rounded_by_many_entries(self) -> None:
+        values = torch.ones(2**24 + 1)
+        values[0] = 0
+        assert sparsity(values).item() == exactly(1 / (2**24 + 1))
+
+
 class TestRelativeChange:
     @given(tensors(MODERATE.filter(lambda x: abs(x) > 1e-3)), st.floats(-1.5, 1.5))
     def test_of_a_rescaling(self, before: Tensor, factor: float) -> None:
@@ -221,14 +273,48 @@ class TestDeadFraction:
         assert dead_fraction(features([0, 1], [0, 0]).bfloat16()).item() == 0.5
 
 
-def edge_17(tensor: Tensor) -> Tensor:
-    return saturation(tensor, 1.7)
+def edge_17(tensor: Tensor, dim: Any = None) -> Tensor:
+    return saturation(tensor, 1.7, dim)
 
 
-STATISTICS = [norm, mean, std, edge_17, dead_fraction]
+def cosine_with_ramp(tensor: Tensor, dim: Any = None) -> Tensor:
+    ramp = torch.linspace(-1, 2, tensor.numel(), device=tensor.device).view(tensor.shape)
+    return cosine(tensor, ramp, dim)
 
 
-@pytest.mark.parametrize("statistic", [norm, mean, std])
+OVER_DIMENSIONS = [norm, mean, std, rms, edge_17, sparsity, cosine_with_ramp]
+OF_MATRICES = [effective_rank, example_cosine]
+STATISTICS = [*OVER_DIMENSIONS, dead_fraction, signal_to_noise]
+
+
+@pytest.mark.parametrize("statistic", OVER_DIMENSIONS)
+@pytest.mark.parametrize("dim", [0, -1, (1, 2), (0, 2), (0, 1, 2)])
+def test_over_dimensions_is_a_loop_over_the_others(statistic: Any, dim: int | tuple[int, ...]) -> None:
+    stack = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(1)).mul(2).clamp(min=-0.5)
+    stack[stack == -0.5] = 0
+    ramp = torch.linspace(-1, 2, 60).view(3, 4, 5)
+    reduced = sorted(d % 3 for d in ((dim,) if isinstance(dim, int) else dim))
+    kept = [d for d in range(3) if d not in reduced]
+    each = stack.permute(*kept, *reduced).flatten(len(kept)).reshape(-1, math.prod(stack.shape[d] for d in reduced))
+    ramps = ramp.permute(*kept, *reduced).reshape(each.shape)
+    expected = [
+        (cosine(row, other) if statistic is cosine_with_ramp else statistic(row)).item()
+        for row, other in zip(each, ramps, strict=True)
+    ]
+    found = statistic(stack, dim=dim)
+    assert found.shape == tuple(stack.shape[d] for d in kept)
+    assert found.dtype == torch.float64
+    assert found.flatten().tolist() == pytest.approx(expected, rel=1e-12, abs=0.0, nan_ok=True)
+
+
+@pytest.mark.parametrize("statistic", [*STATISTICS, *OF_MATRICES, lambda tensor: norms([tensor, tensor]).sum()])
+def test_values_are_never_looked_at(statistic: Any) -> None:
+    # a tensor without values: .item(), a branch on a value or a shape that depends on one raises
+    result = statistic(torch.empty(4, 6, device="meta"))
+    assert (result.device.type, result.dtype, result.shape) == ("meta", torch.float64, ())
+
+
+@pytest.mark.parametrize("statistic", [norm, mean, std, rms, cosine_with_ramp, signal_to_noise, *OF_MATRICES])
 def test_nan_is_not_hidden(statistic: Any) -> None:
     assert math.isnan(statistic(torch.tensor([[1.0, math.nan], [2.0, 3.0]])).item())
 
@@ -240,12 +326,12 @@ def test_nan_is_neither_saturated_nor_dead(statistic: Any) -> None:
     assert statistic(torch.full((3, 2), math.nan), *extra).item() == 0.0
 
 
-@pytest.mark.parametrize("statistic", [mean, std, edge_17, dead_fraction])
+@pytest.mark.parametrize("statistic", [mean, std, rms, edge_17, sparsity, dead_fraction, cosine_with_ramp])
 def test_share_or_mean_of_no_units_is_nan(statistic: Any, recwarn: pytest.WarningsRecorder) -> None:
     assert math.isnan(statistic(torch.empty(4, 0)).item())
 
 
-@pytest.mark.parametrize("statistic", STATISTICS)
+@pytest.mark.parametrize("statistic", [*STATISTICS, *OF_MATRICES])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 def test_result_is_a_float64_scalar_and_the_tensor_is_left_alone(statistic: Any, dtype: torch.dtype) -> None:
     tensor = torch.linspace(-3, 3, 24).view(4, 6).to(dtype)

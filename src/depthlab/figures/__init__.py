@@ -2,6 +2,7 @@
 
 from depthlab.figures.axes import draw, legend, legend_above, legend_beside, log_ticks, theory
 from depthlab.figures.claims import Claim, permuted
+from depthlab.figures.flow import draw_map, flow
 from depthlab.figures.intervals import Interval, interval, intervals, paired, slopes, summarize
 from depthlab.figures.predictions import above_floor, backward_slopes, predicted_backward
 from depthlab.figures.readings import outcomes, select
@@ -18,6 +19,8 @@ __all__ = [
     "above_floor",
     "backward_slopes",
     "draw",
+    "draw_map",
+    "flow",
     "interval",
     "intervals",
     "legend",

@@ -29,6 +29,10 @@ class Scale:
 QUANTITIES = {
     "grad_norm": Scale(r"gradient norm  $\|\partial L/\partial W_\ell\|$", log=True),
     "backward_norm": Scale(r"backward norm  $\|\partial L/\partial z_\ell\|$", log=True),
+    "grad_rms": Scale(r"root mean square of $\partial L/\partial W_\ell$", log=True),
+    "backward_rms": Scale(r"root mean square of $\partial L/\partial z_\ell$", log=True),
+    "output_norm": Scale(r"norm of output  $\|z_\ell\|$", log=True),
+    "output_rms": Scale(r"root mean square of output  $z_\ell$", log=True),
     "weight_norm": Scale(r"weight norm  $\|W_\ell\|$"),
     "update_ratio": Scale(r"update ratio  $\|\Delta W_\ell\|/\|W_\ell\|$", log=True),
     "activation_mean": Scale("mean activation"),
@@ -78,13 +82,13 @@ def draw(
     stands at the top of the axes.
     Raises ValueError for several probes, for lines without a label and for several values of a seed.
     """
-    quantity = _quantity(readings)
-    geometric = quantity.log if log is None else log
+    scale = quantity(readings)
+    geometric = scale.log if log is None else log
     summary = summarize(readings, [by, x], log=geometric)
     names = _names(summary[by].unique() if labels is None else labels)
     if unnamed := [str(value) for value in summary[by].unique() if value not in names]:
         raise ValueError(f"no label for {by}={', '.join(unnamed)}; label it or leave its readings out")
-    _set_scales(axes, x, quantity.label, geometric)
+    _set_scales(axes, x, scale.label, geometric)
     undefined = []
     for value, stroke in zip(names, strokes(list(names)), strict=True):
         line = summary[summary[by] == value]
@@ -96,6 +100,14 @@ def draw(
     if x == "depth":
         _number_layers(axes)
     _explain(axes, summary, x)
+
+
+def quantity(readings: pd.DataFrame) -> Scale:
+    """How the axis of the one probe in the readings is named and scaled. Raises ValueError when there are several."""
+    probes = readings["probe"].unique()
+    if len(probes) != 1:
+        raise ValueError(f"one probe to an axis, given {', '.join(probes) or 'none'}; select one")
+    return QUANTITIES.get(probes[0], Scale(str(probes[0]).replace("_", " ")))
 
 
 def theory(axes: Axes, x: Sequence[float] | npt.NDArray[Any], y: Sequence[float] | npt.NDArray[Any]) -> None:
@@ -149,13 +161,6 @@ def _entries(panels: Iterable[Axes]) -> tuple[list[Any], list[str]]:
         entries = {**dict(zip(labels, handles, strict=True)), **entries}
     names = sorted(entries, key=lambda label: label in (UNDEFINED, "theory") or "interval" in label)
     return [entries[name] for name in names], names
-
-
-def _quantity(readings: pd.DataFrame) -> Scale:
-    probes = readings["probe"].unique()
-    if len(probes) != 1:
-        raise ValueError(f"one probe to an axis, given {', '.join(probes) or 'none'}; select one")
-    return QUANTITIES.get(probes[0], Scale(str(probes[0]).replace("_", " ")))
 
 
 def _names(labels: Mapping[Any, str] | Iterable[Any]) -> Mapping[Any, str]:

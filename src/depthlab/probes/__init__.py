@@ -1,6 +1,58 @@
 """The instrument: numbers of tensors, read where a network computes them. Needs torch only."""
 
+from depthlab.probes.catalogue import PROBES, Probe, Readout, known
+from depthlab.probes.measure import Measured, measure
+from depthlab.probes.parameters import Parameters, Weight, candidate_weights, in_order_of_data, unwrapped
+from depthlab.probes.predict import Prediction, Slope, predict
 from depthlab.probes.reading import Reading, Row
-from depthlab.probes.statistics import dead_fraction, mean, norm, relative_change, saturation, std
+from depthlab.probes.signals import Signals
+from depthlab.probes.statistics import (
+    cosine,
+    dead_fraction,
+    effective_rank,
+    example_cosine,
+    mean,
+    norm,
+    norms,
+    relative_change,
+    rms,
+    saturation,
+    signal_to_noise,
+    sparsity,
+    std,
+)
+from depthlab.probes.trace import Trace
 
-__all__ = ["Reading", "Row", "dead_fraction", "mean", "norm", "relative_change", "saturation", "std"]
+__all__ = [
+    "PROBES",
+    "Measured",
+    "Parameters",
+    "Prediction",
+    "Probe",
+    "Reading",
+    "Readout",
+    "Row",
+    "Signals",
+    "Slope",
+    "Trace",
+    "Weight",
+    "candidate_weights",
+    "cosine",
+    "dead_fraction",
+    "effective_rank",
+    "example_cosine",
+    "in_order_of_data",
+    "known",
+    "mean",
+    "measure",
+    "norm",
+    "norms",
+    "predict",
+    "relative_change",
+    "rms",
+    "saturation",
+    "signal_to_noise",
+    "sparsity",
+    "std",
+    "unwrapped",
+]

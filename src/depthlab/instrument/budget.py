@@ -1,0 +1,74 @@
+"""What watching costs, measured while it happens, and how often each group of probes is read to stay within a share."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import defaultdict, deque
+
+SETTLE_AFTER = (10, 30, 100)
+"""Steps after which intervals are set anew; from the last on, each time as many steps have passed."""
+
+
+class Budget:
+    """Keeps the cost of groups of probes within a share of the time of training.
+
+    share: of the time that the steps take by themselves; None: intervals stay as they are given.
+    intervals: for each group, the number of steps from one reading to the next, at the least.
+
+    Costs are those of the process that runs the steps: work that a GPU does meanwhile is not in them.
+    """
+
+    def __init__(self, share: float | None, intervals: dict[str, int]) -> None:
+        if share is not None and not 0 < share < 1:
+            raise ValueError(f"budget={share} must be a share of the step between 0 and 1, such as 0.03, or None")
+        self._share = share
+        self._least = dict(intervals)
+        self.intervals = dict(intervals)
+        self._costs: dict[str, deque[float]] = {group: deque(maxlen=SETTLE_AFTER[-1]) for group in intervals}
+        self._steps: deque[float] = deque(maxlen=SETTLE_AFTER[-1])
+        self._pending: defaultdict[str, float] = defaultdict(float)
+        self._count = 0
+        self._spent = 0.0
+        self._taken = 0.0
+
+    def is_due(self, group: str, step: int) -> bool:
+        """Whether a group is to be read at a step."""
+        return group in self.intervals and step % self.intervals[group] == 0
+
+    def spend(self, group: str, seconds: float) -> None:
+        """Notes what a group has cost at the present step."""
+        self._pending[group] += seconds
+
+    def step(self, seconds: float | None) -> None:
+        """Ends a step that took so long, costs included; None for one whose time is not known, such as the first."""
+        spent = sum(self._pending.values())
+        for group in self._pending.keys() & self._costs.keys():
+            if self.is_due(group, self._count):
+                self._costs[group].append(self._pending[group])
+        self._pending.clear()
+        self._count += 1
+        if seconds is None:
+            return
+        self._spent += spent
+        self._taken += seconds
+        self._steps.append(seconds - spent)
+        if self._share is not None and (self._count in SETTLE_AFTER or self._count % SETTLE_AFTER[-1] == 0):
+            self._settle(self._share)
+
+    @property
+    def cost(self) -> float:
+        """Time spent on watching over the time that the steps took without it; nan before two steps have passed."""
+        without = self._taken - self._spent
+        return self._spent / without if without > 0 else math.nan
+
+    def _settle(self, share: float) -> None:
+        """Gives each group the interval that keeps it within its part; what cheap groups leave goes to the others."""
+        left = share * statistics.median(self._steps)
+        needs = {group: statistics.median(costs) for group, costs in self._costs.items() if costs}
+        by_need = sorted(needs, key=lambda group: needs[group] / self._least[group])
+        for index, group in enumerate(by_need):
+            part = left / (len(by_need) - index)
+            interval = max(self._least[group], math.ceil(needs[group] / part)) if part > 0 else self._least[group]
+            self.intervals[group] = interval
+            left -= needs[group] / interval

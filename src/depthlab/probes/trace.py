@@ -1,0 +1,250 @@
+"""Seeing weight layers at work in anybody's network: what each gives out, in which order, and with which gradient.
+
+Modules' forward hooks would see neither `F.linear(x, self.attention.qkv.weight)` nor `F.relu(x)`, and a hook on a
+module of a transformer changes which kernels torch picks for its evaluation. So nothing is attached to the network:
+while a forward pass runs, torch's own function mode shows every operation, and a weight layer is an operation that
+contracts a parameter with data.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
+
+LAYERS = {
+    name: inputs
+    for inputs, names in {
+        1: "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d embedding embedding_bag "
+        "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell",
+        2: "bilinear",
+        3: "multi_head_attention_forward",
+    }.items()
+    for name in names.split()
+}
+"""torch's operations that are a weight layer, and how many tensors they take before the weights."""
+
+PRODUCTS = {
+    *("matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv"),
+    *("addmm", "addmv", "baddbmm", "addbmm", "einsum", "tensordot"),
+}
+"""torch's operations that are a weight layer if they contract a parameter with data. A parameter that is only added, or
+multiplied entry by entry (a positional embedding, a gain), makes none."""
+
+ACTIVATIONS = {
+    name: kind
+    for kind, names in {
+        "relu": "relu relu_ relu6",
+        "sigmoid": "sigmoid sigmoid_ logsigmoid",
+        "tanh": "tanh tanh_",
+        "other": "leaky_relu leaky_relu_ elu elu_ selu selu_ celu celu_ gelu silu mish softplus hardtanh hardtanh_ "
+        "hardswish hardsigmoid softsign prelu rrelu",
+    }.items()
+    for name in names.split()
+}
+"""Names of torch's activation functions, by how they can fail: relus die, sigmoid and tanh saturate."""
+
+FAST_PATHS = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
+"""In evaluation mode these ask whether a function mode is on before they take fused kernels with other roundings."""
+
+
+class Observer(Protocol):
+    """What a trace calls, in the order of data. Tensors are detached, and may be changed later: copy what you keep."""
+
+    def output(self, weight: int, tensor: Tensor, *, channels: int, inner: Sequence[int]) -> None:
+        """A weight layer gave out a tensor whose units are along dimension `channels`.
+
+        `inner` weights are of the same operation, and have no output to be seen.
+        """
+
+    def activation(self, weight: int, kind: str, before: Tensor, apply: Callable[[], Any]) -> Any:
+        """An activation is about to be applied to what came of a weight layer; returns what `apply` returns."""
+
+    def output_gradient(self, weight: int, gradient: Tensor) -> None:
+        """The gradient of the loss with respect to an output of a weight layer."""
+
+
+class Trace:
+    """Shows an observer the forward passes of a model, and their backward passes, from `open` to `close`.
+
+    weights: parameters that may turn out to be those of weight layers. What is not among them is not seen.
+
+    Passes without gradients (an evaluation between two updates) are not shown. Passes that activation checkpointing
+    repeats during backward show gradients only. Weights computed from others (weight norm, a transpose, a low-rank
+    sum) count as the largest that they come from. An operation of several weights (LSTM, attention) has the output of
+    its last one. Nothing inside torch.compile is shown.
+    """
+
+    def __init__(self, model: nn.Module, weights: Iterable[Tensor], observer: Observer) -> None:
+        self._modules = frozenset(model.modules())
+        self._positions = {id(weight): position for position, weight in enumerate(weights)}
+        self._sizes = [weight.numel() for weight in weights]
+        self._observer = observer
+        self._model = model
+        self._constant: set[int] = set()
+        self._derived: dict[int, int | None] = {}
+        self._held: list[Tensor] = []  # keeps their ids from being used again while the pass runs
+        self._last: int | None = None
+        self._mode = _Mode(self)
+        self._handles: list[RemovableHandle] = []
+        self._root: nn.Module | None = None
+        self._depth = 0
+        self.seconds = 0.0
+        """Spent on looking, the operations themselves left out."""
+        self._paused: nn.Module | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether passes are shown."""
+        return bool(self._handles)
+
+    def open(self) -> None:
+        """Begins to show passes."""
+        if not self._handles:
+            self._constant = {id(tensor) for tensor in (*self._model.parameters(), *self._model.buffers())}
+            self._handles = [
+                register_module_forward_pre_hook(self._enter),
+                register_module_forward_hook(self._leave, always_call=True),
+            ]
+
+    def close(self) -> None:
+        """Ends it. Gradients of passes that were shown are still shown if their backward comes later."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _enter(self, module: nn.Module, _inputs: Any) -> None:
+        if torch.compiler.is_compiling() or module not in self._modules:
+            return
+        if self._root is None:
+            if torch.is_grad_enabled() and not _compiled(module):
+                self._root, self._depth = module, 1
+                self._mode.__enter__()  # type: ignore[no-untyped-call]
+        elif module is self._root:
+            self._depth += 1
+        elif self._paused is None and (_compiled(module) or (isinstance(module, FAST_PATHS) and not module.training)):
+            self._paused = module
+            self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
+    def _leave(self, module: nn.Module, _inputs: Any, _output: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
+        if module is self._paused:
+            self._paused = None
+            self._mode.__enter__()  # type: ignore[no-untyped-call]
+        elif module is self._root:
+            self._depth -= 1
+            if self._depth == 0:
+                self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+                self._root = self._last = None
+                self._derived.clear()
+                self._held.clear()
+
+    def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Runs one of torch's operations and tells the observer what it was."""
+        begin = time.perf_counter()
+        own = 0.0
+
+        def apply() -> Any:
+            nonlocal own
+            before = time.perf_counter()
+            result = func(*args, **kwargs)
+            own = time.perf_counter() - before
+            return result
+
+        try:
+            return self._show(getattr(func, "__name__", ""), apply, args, kwargs)
+        finally:
+            self.seconds += time.perf_counter() - begin - own
+
+    def _show(self, name: str, apply: Callable[[], Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        tensors = list(_tensors((*args, *kwargs.values())))
+        kind = ACTIVATIONS.get(name)
+        if kind and self._last is not None and tensors and not _in_backward():
+            weight, self._last = self._last, None  # only the first activation after a layer is its own
+            return self._observer.activation(weight, kind, tensors[0].detach(), apply)
+        result = apply()
+        if name in LAYERS:
+            used = self._weights_of(tensors[LAYERS[name] :])
+            if name == "multi_head_attention_forward":
+                used = self._with_last(used, kwargs.get("out_proj_weight", args[11] if len(args) > 11 else None))
+        else:
+            used = self._weights_of(tensors)
+            if tensors and all(id(tensor) in self._constant or id(tensor) in self._derived for tensor in tensors):
+                self._derive(used, result)
+                return result
+            if name not in PRODUCTS:
+                return result
+        if used:
+            self._give_out(used, next(_tensors((result,)), None), channels=1 if name.startswith("conv") else -1)
+        return result
+
+    def _weights_of(self, tensors: Iterable[Tensor]) -> list[int]:
+        return [position for tensor in tensors if (position := self._weight(tensor)) is not None]
+
+    def _with_last(self, used: list[int], tensor: Tensor | None) -> list[int]:
+        last = None if tensor is None else self._weight(tensor)
+        return used if last is None else [*(position for position in used if position != last), last]
+
+    def _weight(self, tensor: Tensor) -> int | None:
+        found = self._positions.get(id(tensor))
+        return self._derived.get(id(tensor)) if found is None else found
+
+    def _derive(self, used: list[int], result: Any) -> None:
+        """What is computed of parameters and buffers alone stands for the largest parameter among them."""
+        for tensor in _tensors((result,)):
+            if id(tensor) not in self._constant:
+                self._derived[id(tensor)] = max(used, key=self._sizes.__getitem__, default=None)
+                self._held.append(tensor)
+
+    def _give_out(self, used: list[int], output: Tensor | None, *, channels: int) -> None:
+        if output is None or not (output.is_floating_point() or output.is_complex()):
+            return
+        weight = used[-1]
+        if output.requires_grad:
+            # on the tensor, not a module: a module's backward hook breaks in-place operations that follow
+            output.register_hook(lambda gradient: self._gradient(weight, gradient))  # type: ignore[no-untyped-call]
+        if not _in_backward():
+            self._last = weight
+            self._observer.output(weight, output.detach(), channels=channels, inner=used[:-1])
+
+    def _gradient(self, weight: int, gradient: Tensor) -> None:
+        begin = time.perf_counter()
+        self._observer.output_gradient(weight, gradient.detach())
+        self.seconds += time.perf_counter() - begin
+
+
+class _Mode(TorchFunctionMode):
+    def __init__(self, trace: Trace) -> None:
+        super().__init__()
+        self._trace = trace
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if torch.compiler.is_compiling():
+            return func(*args, **(kwargs or {}))
+        return self._trace.call(func, args, kwargs or {})
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (tuple, list)):
+            yield from _tensors(value)
+
+
+def _compiled(module: nn.Module) -> bool:
+    return getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod")
+
+
+def _in_backward() -> bool:
+    """Whether a backward pass is running: then a forward pass is one that checkpointing repeats."""
+    return torch._C._current_graph_task_id() != -1

@@ -7,15 +7,29 @@ from depthlab.config import ConfigError, RunConfig
 
 if TYPE_CHECKING:
     from depthlab import probes, theory
+    from depthlab._torchvision import import_torchvision
     from depthlab.instrument import Watcher, measure, predict, watch
 
-__all__ = ["ConfigError", "RunConfig", "Watcher", "measure", "predict", "probes", "theory", "watch"]
+__all__ = [
+    "ConfigError",
+    "RunConfig",
+    "Watcher",
+    "import_torchvision",
+    "measure",
+    "predict",
+    "probes",
+    "theory",
+    "watch",
+]
 
-LATER = dict.fromkeys(("Watcher", "measure", "predict", "watch"), "depthlab.instrument")
+LATER = {
+    **dict.fromkeys(("Watcher", "measure", "predict", "watch"), "depthlab.instrument"),
+    "import_torchvision": "depthlab._torchvision",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """The instrument is imported when it is asked for: `import depthlab` alone loads no torch."""
+    """What needs torch is imported when it is asked for: `import depthlab` alone loads no torch."""
     if name in LATER:
         return getattr(importlib.import_module(LATER[name]), name)
     if name in ("probes", "theory"):

@@ -122,12 +122,13 @@ class Watcher:
         scaler: torch.amp.GradScaler | None = None,
     ) -> None:
         _check(model, optimizer, probes := known(probes), every, examples)
-        self._model, self._optimizer, self._scaler = model, optimizer, scaler
+        self._optimizer, self._scaler = optimizer, scaler
         self._weights = [weight for weight in candidate_weights(model) if layers is None or layers(weight.layer)]
         if not self._weights:
             of_name = " and a name that `layers` lets pass" if layers else ""
             raise ValueError(f"there is no weight to watch: no parameter of two dimensions or more{of_name}")
         self._all = range(len(self._weights))
+        self._is_compiled = unwrapped(model) is not model and hasattr(model, "_orig_mod")
         parameters = [weight.parameter for weight in self._weights]
         self._probes = probes
         self._parameters = Parameters(parameters, probes)
@@ -167,6 +168,7 @@ class Watcher:
             handle.remove()
         self._handles.clear()
         self._signals.close()
+        self._parameters.forget()
         self._records.fetch()
 
     def step(self, loss: Tensor | float) -> None:
@@ -180,9 +182,18 @@ class Watcher:
             self._records.add(self._step - 1, "train_loss", (-1,), torch.stack(self._losses).mean()[None])
             self._losses.clear()
             self._steps_with_loss = self._step
-        elif self._scaler is not None:
+        elif self._scaler is not None and not self._parameters.accumulate():
             self._signals.forget()  # the scaler skipped an update whose gradients overflowed
             self._losses.clear()
+
+    def __str__(self) -> str:
+        """What was watched, how often, and what it cost."""
+        names = {"gradients": "gradients", "weights": "weights and updates", "outputs": "outputs"}
+        often = ", ".join(
+            f"{names[group]} every {f'{interval} steps' if interval > 1 else 'step'}"
+            for group, interval in sorted(self.intervals.items())
+        )
+        return f"{self._step} steps, {len(self._order)} weight layers; {often}; {self.cost:.1%} of the training's time"
 
     def table(self) -> pd.DataFrame:
         """All readings so far: columns step, layer, depth (from 1; 0 for the whole network), probe, value."""
@@ -221,18 +232,19 @@ class Watcher:
         """Decides what the next step reads."""
         self._due = frozenset(group for group in self._budget.intervals if self._budget.is_due(group, self._step))
         # the first pass also shows in which order data flows
-        if "outputs" in self._due or self._step == 0:
+        if ("outputs" in self._due or self._step == 0) and not self._is_compiled:
             self._signals.open()
 
     def _before_update(self, _optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         begin = time.perf_counter()
         self._readouts = []
-        self._settle_layers()
+        # a closure computes the gradients inside the step; torch counts the optimizer itself among the arguments
+        self._gradients_later = (args[1] if len(args) > 1 else kwargs.get("closure")) is not None
+        if not self._gradients_later:
+            self._settle_layers()
         if "weights" in self._due:
             self._readouts += self._parameters.read_weights(self._targets())
             begin = self._spend("weights", begin)
-        # a closure computes the gradients inside the step
-        self._gradients_later = bool(args) or kwargs.get("closure") is not None
         if not self._gradients_later:
             self._read_gradients()
         self._spend("gradients", begin)
@@ -304,7 +316,7 @@ class Watcher:
         if self._order:
             new = [position for position in self._signals.order if position not in self._places]
         else:
-            new, self._unseen = in_order_of_data(self._weights, self._signals.order)
+            new, self._unseen = in_order_of_data(self._weights, self._signals.order, self._signals.parts)
         if not new:
             return
         self._order = [*self._order, *new]

@@ -118,7 +118,7 @@ class _Pass:
     def rows(self, *, shift: int) -> list[Measured]:
         """The numbers of a loss 2^shift times as large, divided by that again where they scale with it."""
         readouts = self._read(shift)
-        order, _ = in_order_of_data(self._weights, self._signals.order)
+        order, _ = in_order_of_data(self._weights, self._signals.order, self._signals.parts)
         values = {
             (position, probe): value
             for probe, positions, numbers in readouts

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from depthlab.probes.catalogue import PROBES, SCALE_WITH_LOSS, Readout
 from depthlab.probes.statistics import cosine, norms
+
+OLD_PARAMETRIZATIONS = ("weight_v", "weight_g", "weight_orig")
+"""What `torch.nn.utils.weight_norm` and `spectral_norm` keep in place of a weight."""
 
 
 class Weight(NamedTuple):
@@ -38,18 +41,23 @@ def candidate_weights(model: nn.Module) -> list[Weight]:
     return list(found.values())
 
 
-def in_order_of_data(weights: Sequence[Weight], seen: Iterable[int]) -> tuple[list[int], list[int]]:
+def in_order_of_data(
+    weights: Sequence[Weight], seen: Iterable[int], parts: Container[int] = ()
+) -> tuple[list[int], list[int]]:
     """Positions of the weights that are those of layers, in the order of data; and which of them no pass has shown.
 
-    seen: positions in the order in which passes have shown them. A weight that is named so and has a gradient is one
-    although it was not seen (inside compiled code); it stands behind the one that was registered before it.
+    seen: positions in the order in which passes have shown them.
+    parts: positions of those that make no layer of their own.
+
+    A weight that is named so and has a gradient is one although it was not seen (inside compiled code); it stands
+    behind the one that was registered before it.
     """
     order = list(seen)
     shown = set(order)
     unseen = [
         position
         for position, weight in enumerate(weights)
-        if position not in shown and weight.is_named_so and weight.parameter.grad is not None
+        if position not in shown and position not in parts and weight.is_named_so and weight.parameter.grad is not None
     ]
     for position in unseen:
         before = [index for index, other in enumerate(order) if other < position]
@@ -68,7 +76,7 @@ def layer_name(parameter: str) -> str:
     parts = [part for part in parameter.split(".") if part != "_orig_mod"]  # of submodules that are compiled
     if len(parts) >= 3 and parts[-3] == "parametrizations":
         parts = [*parts[:-3], parts[-2]]
-    if len(parts) > 1 and parts[-1] == "weight":
+    if len(parts) > 1 and parts[-1] in ("weight", *OLD_PARAMETRIZATIONS):
         parts = parts[:-1]
     return ".".join(parts)
 
@@ -146,6 +154,15 @@ class Parameters:
                 )
         self._last_gradients = {}
         return found
+
+    def accumulate(self) -> bool:
+        """Whether gradients of some weights are there, all of them finite and not all 0; waits for the device."""
+        found = norms([weight.grad for weight in self._weights if weight.grad is not None])
+        return bool(found.isfinite().all() and found.any())
+
+    def forget(self) -> None:
+        """Drops all copies."""
+        self._before, self._changed, self._last_gradients = [], (), {}
 
     def _cosines(self, positions: Sequence[int], gradients: Sequence[Tensor]) -> list[Readout]:
         last = self._last_gradients

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,11 +39,12 @@ class Signals:
         self._probes = [name for name in probes if PROBES[name].site in ("output", "activation", "output_gradient")]
         sites = {PROBES[name].site for name in self._probes}
         self._examples = examples
-        self._samples_outputs = not sites.isdisjoint(("output", "activation"))
+        self._samples_outputs = "output" in sites
         self._samples_activations = any(
             PROBES[name].site == "activation" and PROBES[name].statistic for name in self._probes
         )
-        self._trace = Trace(model, weights, self)
+        self._activated: set[int] = set()
+        self._trace = Trace(model, weights, self, gradients="output_gradient" in sites)
         self.order: dict[int, None] = {}
         """Weights of layers in the order in which data first came to them, over all passes so far."""
         self.inner: set[int] = set()
@@ -55,8 +55,8 @@ class Signals:
         """Drops what was collected."""
         self._outputs: defaultdict[int, list[Tensor]] = defaultdict(list)
         self._activations: defaultdict[int, list[Tensor]] = defaultdict(list)
-        self._before: defaultdict[tuple[int, str], list[Tensor]] = defaultdict(list)
-        self._active: dict[int, Tensor] = {}
+        self._before: dict[str, defaultdict[int, list[Tensor]]] = {kind: defaultdict(list) for kind in EDGES}
+        self._peaks: defaultdict[int, list[Tensor]] = defaultdict(list)
         self._gradients: defaultdict[int, list[Tensor]] = defaultdict(list)
         self._entries: defaultdict[int, int] = defaultdict(int)
         self._channels: dict[int, int] = {}
@@ -64,6 +64,11 @@ class Signals:
     def open(self) -> None:
         """Begins to look."""
         self._trace.open()
+
+    @property
+    def parts(self) -> set[int]:
+        """Weights that were seen only as parts of others, and make no layer."""
+        return self._trace.parts - self.order.keys()
 
     @property
     def seconds(self) -> float:
@@ -77,35 +82,32 @@ class Signals:
 
     def output(self, weight: int, tensor: Tensor, *, channels: int, inner: Sequence[int]) -> None:
         """Called by the trace."""
-        for position in inner:
-            if position not in self.order:
-                self.inner.add(position)
-            self.order.setdefault(position)
-        self.order.setdefault(weight)
-        self.inner.discard(weight)
+        if weight not in self.order or inner:
+            self._note_order(weight, inner)
         self._channels[weight] = channels
-        if self._samples_outputs and not tensor.is_complex():
+        is_sampled = self._samples_outputs or (self._samples_activations and weight not in self._activated)
+        if is_sampled and not tensor.is_complex():
             self._outputs[weight].append(self._sample(tensor, channels))
 
     def activation(self, weight: int, kind: str, before: Tensor, apply: Callable[[], Any]) -> Any:
         """Called by the trace. In place or not, `before` is read before, and the activation after it."""
         channels = self._channels[weight]
         if kind in EDGES and "saturation" in self._probes:
-            self._before[weight, kind].append(self._sample(before, channels))
+            self._before[kind][weight].append(self._sample(before, channels))
         result = apply()
         if isinstance(result, Tensor):
             after = result.detach()
             if self._samples_activations:
+                self._activated.add(weight)
                 self._activations[weight].append(self._sample(after, channels))
             if kind == "relu" and "dead_fraction" in self._probes and after.ndim > 1:
-                self._note_active(weight, after, channels)
+                self._note_peaks(weight, after, channels)
         return result
 
     def output_gradient(self, weight: int, gradient: Tensor) -> None:
         """Called by the trace, during backward."""
-        if "backward_norm" in self._probes or "backward_rms" in self._probes:
-            self._gradients[weight].append(statistics.norm(gradient))
-            self._entries[weight] += gradient.numel()
+        self._gradients[weight].append(statistics.norm(gradient))
+        self._entries[weight] += gradient.numel()
 
     @torch.no_grad()
     def read(self, unscale: Tensor | float = 1.0) -> list[Readout]:
@@ -113,40 +115,56 @@ class Signals:
 
         unscale: factor that takes the gradients back to those of the loss, for losses that were scaled.
         """
-        read = {name: self._of_probe(name) for name in self._probes}
-        found = [_readout(name, values) for name, values in read.items() if values]
-        if self._gradients:
-            norms = torch.stack([torch.stack(parts).square().sum().sqrt() for parts in self._gradients.values()])
-            entries = [self._entries[weight] for weight in self._gradients]
-            roots = torch.tensor(entries, dtype=torch.float64, device=norms.device).sqrt()
-            of_all = {"backward_norm": norms * unscale, "backward_rms": norms * unscale / roots}
-            found += [Readout(name, list(self._gradients), of_all[name]) for name in self._probes if name in of_all]
+        stacks = {
+            "output": _stacked(self._outputs) if self._samples_outputs else [],
+            "activation": _stacked({**self._outputs, **self._activations}) if self._samples_activations else [],
+        }
+        found = [
+            Readout(name, weights, statistic(stack))
+            for name in self._probes
+            if (statistic := PROBES[name].statistic) is not None
+            for weights, stack in stacks[PROBES[name].site]
+        ]
+        for kind, edge in EDGES.items():
+            for weights, before in _stacked(self._before[kind]):
+                found.append(Readout("saturation", weights, statistics.saturation(before, edge, dim=(-3, -2, -1))))
+        for weights, peaks in _stacked(self._peaks):
+            found.append(Readout("dead_fraction", weights, 1 - (peaks != 0).to(torch.float64).mean(dim=-1)))
+        found += self._backward(unscale)
+        # what had an activation before, and now has none, gets its own output sampled next time
+        self._activated &= self._activations.keys()
         self.forget()
         return found
 
-    def _of_probe(self, name: str) -> dict[int, Tensor]:
-        probe = PROBES[name]
-        if name == "dead_fraction":
-            return {weight: 1 - active.to(torch.float64).mean() for weight, active in self._active.items()}
-        if name == "saturation":
-            return {weight: value for kind in EDGES for weight, value in self._saturated(kind).items()}
-        if probe.statistic is None:
-            return {}
-        samples = self._outputs if probe.site == "output" else {**self._outputs, **self._activations}
-        return by_shape(probe.statistic, {weight: _join(parts) for weight, parts in samples.items()})
+    def _backward(self, unscale: Tensor | float) -> list[Readout]:
+        if not self._gradients:
+            return []
+        weights = list(self._gradients)
+        device = self._gradients[weights[0]][0].device
+        norms = torch.stack([_root_of_squares(self._gradients[weight]).to(device) for weight in weights]) * unscale
+        entries = torch.tensor([self._entries[weight] for weight in weights], dtype=torch.float64, device=device)
+        values = {"backward_norm": norms, "backward_rms": norms / entries.sqrt()}
+        return [Readout(name, weights, values[name]) for name in self._probes if name in values]
 
-    def _saturated(self, kind: str) -> dict[int, Tensor]:
-        before = {weight: _join(parts) for (weight, of), parts in self._before.items() if of == kind}
-        return by_shape(partial(statistics.saturation, edge=EDGES[kind], dim=(-3, -2, -1)), before)
+    def _note_order(self, weight: int, inner: Sequence[int]) -> None:
+        for position in inner:
+            if position not in self.order:
+                self.inner.add(position)
+            self.order.setdefault(position)
+        self.order.setdefault(weight)
+        self.inner.discard(weight)
 
-    def _note_active(self, weight: int, after: Tensor, channels: int) -> None:
+    def _note_peaks(self, weight: int, after: Tensor, channels: int) -> None:
+        """The largest activation of each unit over all examples and places; it is 0 where the unit never was active."""
         units = _units(after, channels)
-        active = after.amax([dim for dim in range(after.ndim) if dim != units]) != 0
-        known = self._active.get(weight)
-        self._active[weight] = active if known is None or known.shape != active.shape else active | known
+        peaks = after.amax([dim for dim in range(after.ndim) if dim != units])
+        known = self._peaks[weight]
+        self._peaks[weight] = [torch.maximum(known[0], peaks) if known and known[0].shape == peaks.shape else peaks]
 
     def _sample(self, tensor: Tensor, channels: int) -> Tensor:
         """A copy (examples, places, units) of part of an output."""
+        if tensor.ndim == 2:
+            return tensor[: self._examples, None].clone(memory_format=torch.contiguous_format)
         tensor = tensor[None] if tensor.ndim < 2 else tensor
         tensor = tensor.movedim(_units(tensor, channels), -1)
         if self._examples is not None:
@@ -160,25 +178,23 @@ class Signals:
         return copy.view(copy.shape[0], -1, copy.shape[-1])
 
 
-def by_shape(statistic: Callable[[Tensor], Tensor], samples: dict[int, Tensor]) -> dict[int, Tensor]:
-    """A statistic of each sample, computed for all samples of a shape at once."""
-    groups: defaultdict[tuple[Any, ...], list[int]] = defaultdict(list)
-    for weight, sample in samples.items():
-        groups[sample.shape, sample.dtype, sample.device].append(weight)
-    found: dict[int, Tensor] = {}
-    for members in groups.values():
-        found.update(zip(members, statistic(torch.stack([samples[w] for w in members])).unbind(), strict=True))
-    return found
+def _stacked(samples: Mapping[int, list[Tensor]]) -> list[tuple[list[int], Tensor]]:
+    """Samples of equal shape, type and device together in one tensor, with their weights."""
+    groups: defaultdict[tuple[Any, ...], dict[int, Tensor]] = defaultdict(dict)
+    for weight, parts in samples.items():
+        sample = _joined(parts)
+        groups[sample.shape, sample.dtype, sample.device][weight] = sample
+    return [(list(group), torch.stack(list(group.values()))) for group in groups.values()]
 
 
-def _readout(name: str, values: dict[int, Tensor]) -> Readout:
-    return Readout(name, list(values), torch.stack(list(values.values())))
+def _joined(parts: list[Tensor]) -> Tensor:
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat([part for part in parts if part.shape[1:] == parts[0].shape[1:]])
 
 
-def _join(samples: list[Tensor]) -> Tensor:
-    if len(samples) == 1:
-        return samples[0]
-    return torch.cat([sample for sample in samples if sample.shape[1:] == samples[0].shape[1:]])
+def _root_of_squares(norms: list[Tensor]) -> Tensor:
+    return norms[0] if len(norms) == 1 else torch.stack(norms).square().sum().sqrt()
 
 
 def _units(tensor: Tensor, channels: int) -> int:

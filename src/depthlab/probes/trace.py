@@ -74,6 +74,7 @@ class Trace:
     """Shows an observer the forward passes of a model, and their backward passes, from `open` to `close`.
 
     weights: parameters that may turn out to be those of weight layers. What is not among them is not seen.
+    gradients: whether the observer is told of gradients as well.
 
     Passes without gradients (an evaluation between two updates) are not shown. Passes that activation checkpointing
     repeats during backward show gradients only. Weights computed from others (weight norm, a transpose, a low-rank
@@ -81,20 +82,26 @@ class Trace:
     its last one. Nothing inside torch.compile is shown.
     """
 
-    def __init__(self, model: nn.Module, weights: Iterable[Tensor], observer: Observer) -> None:
+    def __init__(
+        self, model: nn.Module, weights: Iterable[Tensor], observer: Observer, *, gradients: bool = True
+    ) -> None:
         self._modules = frozenset(model.modules())
         self._positions = {id(weight): position for position, weight in enumerate(weights)}
         self._sizes = [weight.numel() for weight in weights]
         self._observer = observer
+        self._shows_gradients = gradients
         self._model = model
-        self._constant: set[int] = set()
+        self._constant: dict[int, Tensor] = {}  # by id, which stays theirs as long as they are held here
         self._derived: dict[int, int | None] = {}
         self._held: list[Tensor] = []  # keeps their ids from being used again while the pass runs
         self._last: int | None = None
         self._mode = _Mode(self)
         self._handles: list[RemovableHandle] = []
+        self._compiled_in_place: dict[nn.Module, Any] = {}
         self._root: nn.Module | None = None
         self._depth = 0
+        self.parts: set[int] = set()
+        """Weights that, so far, were seen only as parts of larger ones."""
         self.seconds = 0.0
         """Spent on looking, the operations themselves left out."""
         self._paused: nn.Module | None = None
@@ -107,28 +114,44 @@ class Trace:
     def open(self) -> None:
         """Begins to show passes."""
         if not self._handles:
-            self._constant = {id(tensor) for tensor in (*self._model.parameters(), *self._model.buffers())}
-            self._handles = [
-                register_module_forward_pre_hook(self._enter),
-                register_module_forward_hook(self._leave, always_call=True),
-            ]
+            self._constant = {id(tensor): tensor for tensor in (*self._model.parameters(), *self._model.buffers())}
+            self._handles = list(self._attach())
 
     def close(self) -> None:
         """Ends it. Gradients of passes that were shown are still shown if their backward comes later."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._constant.clear()
+        for module, call in self._compiled_in_place.items():
+            module._compiled_call_impl = call
+        self._compiled_in_place.clear()
+
+    def _attach(self) -> Iterator[RemovableHandle]:
+        """Hooks of all modules at once, so that the network is seen whichever part of it is called."""
+        compiled = [module for module in self._modules if hasattr(module, "_orig_mod")]
+        if not compiled:
+            yield register_module_forward_pre_hook(self._enter)
+            yield register_module_forward_hook(self._leave, always_call=True)
+        for module in (self._model, *compiled) if compiled else ():  # torch warns of hooks of all modules beside these
+            yield module.register_forward_pre_hook(self._enter)
+            yield module.register_forward_hook(self._leave, always_call=True)
+        for module in self._modules:
+            if module._compiled_call_impl is not None:  # no hook runs before it
+                self._compiled_in_place[module] = module._compiled_call_impl
+                module._compiled_call_impl = self._without_mode(module._compiled_call_impl)
 
     def _enter(self, module: nn.Module, _inputs: Any) -> None:
         if torch.compiler.is_compiling() or module not in self._modules:
             return
+        cannot_be_seen = hasattr(module, "_orig_mod") or (isinstance(module, FAST_PATHS) and not module.training)
         if self._root is None:
-            if torch.is_grad_enabled() and not _compiled(module):
+            if torch.is_grad_enabled() and not cannot_be_seen:
                 self._root, self._depth = module, 1
                 self._mode.__enter__()  # type: ignore[no-untyped-call]
         elif module is self._root:
             self._depth += 1
-        elif self._paused is None and (_compiled(module) or (isinstance(module, FAST_PATHS) and not module.training)):
+        elif cannot_be_seen and self._paused is None:
             self._paused = module
             self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
@@ -145,6 +168,18 @@ class Trace:
                 self._root = self._last = None
                 self._derived.clear()
                 self._held.clear()
+
+    def _without_mode(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def paused(*args: Any, **kwargs: Any) -> Any:
+            if self._root is None or self._paused is not None:
+                return call(*args, **kwargs)
+            self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            try:
+                return call(*args, **kwargs)
+            finally:
+                self._mode.__enter__()  # type: ignore[no-untyped-call]
+
+        return paused
 
     def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Runs one of torch's operations and tells the observer what it was."""
@@ -164,7 +199,7 @@ class Trace:
             self.seconds += time.perf_counter() - begin - own
 
     def _show(self, name: str, apply: Callable[[], Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        tensors = list(_tensors((*args, *kwargs.values())))
+        tensors = _tensors((*args, *kwargs.values()) if kwargs else args)
         kind = ACTIVATIONS.get(name)
         if kind and self._last is not None and tensors and not _in_backward():
             weight, self._last = self._last, None  # only the first activation after a layer is its own
@@ -182,7 +217,7 @@ class Trace:
             if name not in PRODUCTS:
                 return result
         if used:
-            self._give_out(used, next(_tensors((result,)), None), channels=1 if name.startswith("conv") else -1)
+            self._give_out(used, next(iter(_tensors((result,))), None), channels=1 if name.startswith("conv") else -1)
         return result
 
     def _weights_of(self, tensors: Iterable[Tensor]) -> list[int]:
@@ -198,18 +233,23 @@ class Trace:
 
     def _derive(self, used: list[int], result: Any) -> None:
         """What is computed of parameters and buffers alone stands for the largest parameter among them."""
+        largest = max(used, key=self._sizes.__getitem__, default=None)
+        self.parts.update(position for position in used if position != largest)
         for tensor in _tensors((result,)):
             if id(tensor) not in self._constant:
-                self._derived[id(tensor)] = max(used, key=self._sizes.__getitem__, default=None)
+                self._derived[id(tensor)] = largest
                 self._held.append(tensor)
 
     def _give_out(self, used: list[int], output: Tensor | None, *, channels: int) -> None:
         if output is None or not (output.is_floating_point() or output.is_complex()):
             return
         weight = used[-1]
-        if output.requires_grad:
-            # on the tensor, not a module: a module's backward hook breaks in-place operations that follow
-            output.register_hook(lambda gradient: self._gradient(weight, gradient))  # type: ignore[no-untyped-call]
+        if output.requires_grad and self._shows_gradients:
+            # on the tensor, not a module: a module's backward hook breaks in-place operations that follow; and on what
+            # the tensor is a view of, as that of tokens is of a matrix: a view that is changed in place loses its hooks
+            base = output._base
+            whole = output if base is None or base.is_leaf or base.numel() != output.numel() else base
+            whole.register_hook(lambda gradient: self._gradient(weight, gradient))  # type: ignore[no-untyped-call]
         if not _in_backward():
             self._last = weight
             self._observer.output(weight, output.detach(), channels=channels, inner=used[:-1])
@@ -233,16 +273,14 @@ class _Mode(TorchFunctionMode):
         return self._trace.call(func, args, kwargs or {})
 
 
-def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+def _tensors(values: Iterable[Any]) -> list[Tensor]:
+    found: list[Tensor] = []
     for value in values:
         if isinstance(value, Tensor):
-            yield value
+            found.append(value)
         elif isinstance(value, (tuple, list)):
-            yield from _tensors(value)
-
-
-def _compiled(module: nn.Module) -> bool:
-    return getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod")
+            found += _tensors(value)
+    return found
 
 
 def _in_backward() -> bool:

@@ -112,7 +112,7 @@ class Parameters:
     @torch.no_grad()
     def read_weights(self, positions: Sequence[int]) -> list[Readout]:
         """Reads the weights, and remembers them for `read_updates`. To be called before the update."""
-        weights = [self._weights[position].detach() for position in positions]
+        weights: list[Tensor] = [self._weights[position] for position in positions]
         self._norms = norms(weights)
         if self._probes["update"] and weights:
             if not _alike(weights, self._before):
@@ -129,7 +129,7 @@ class Parameters:
         """Reads what has changed since `read_weights`."""
         if not self._changed:
             return []
-        torch._foreach_sub_(self._before, [self._weights[position].detach() for position in self._changed])
+        torch._foreach_sub_(self._before, [self._weights[position] for position in self._changed])
         changes = norms(self._before)
         values = {"update_norm": changes, "update_ratio": changes / self._norms}
         found = [Readout(name, self._changed, values[name]) for name in self._probes["update"]]
@@ -139,8 +139,11 @@ class Parameters:
     @torch.no_grad()
     def read_gradients(self, positions: Sequence[int], *, unscale: Tensor | None = None) -> list[Readout]:
         """Reads the gradients that are there. `grad_cosine` is with those that `keep_gradients` kept, if it did."""
-        having = [position for position in positions if self._weights[position].grad is not None]
-        gradients = [self._gradient(position) for position in having]
+        there = [self._weights[position].grad for position in positions]
+        gradients = [gradient for gradient in there if gradient is not None]
+        having = positions
+        if len(gradients) < len(positions):
+            having = [position for position, gradient in zip(positions, there, strict=True) if gradient is not None]
         found = []
         for name in self._probes["gradient"]:
             if name == "grad_cosine":

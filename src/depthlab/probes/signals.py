@@ -142,9 +142,11 @@ class Signals:
         weights = list(self._gradients)
         device = self._gradients[weights[0]][0].device
         norms = torch.stack([_root_of_squares(self._gradients[weight]).to(device) for weight in weights]) * unscale
-        entries = torch.tensor([self._entries[weight] for weight in weights], dtype=torch.float64, device=device)
-        values = {"backward_norm": norms, "backward_rms": norms / entries.sqrt()}
-        return [Readout(name, weights, values[name]) for name in self._probes if name in values]
+        found = [Readout("backward_norm", weights, norms)] if "backward_norm" in self._probes else []
+        if "backward_rms" in self._probes:
+            entries = torch.tensor([self._entries[weight] for weight in weights], dtype=torch.float64, device=device)
+            found.append(Readout("backward_rms", weights, norms / entries.sqrt()))
+        return found
 
     def _note_order(self, weight: int, inner: Sequence[int]) -> None:
         for position in inner:

@@ -72,9 +72,9 @@ def norms(tensors: Sequence[Tensor]) -> Tensor:
     [5.0, 2.0000...e-30]
     """
     with torch.no_grad():
-        reals = [_real_entries(tensor) for tensor in tensors]
+        reals = [_real_entries(t) if t.is_complex() or t.layout is not torch.strided else t for t in tensors]
         if all(real.is_cpu for real in reals):
-            return torch.tensor(_norms_on_cpu(reals), dtype=torch.float64)
+            return _norms_on_cpu(reals) if reals else torch.empty(0, dtype=torch.float64)
         found = torch._foreach_norm(reals, 2, dtype=torch.float64)
         return torch.stack([each.to(reals[0].device) for each in found])
 
@@ -229,36 +229,52 @@ def _real_entries(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
-def _norms_on_cpu(tensors: list[Tensor]) -> list[float]:
-    values = _float32_norms(tensors)
-    doubtful = [position for position, value in enumerate(values) if not LEAST_FLOAT32_NORM <= value < math.inf]
-    if doubtful:
-        again = torch._foreach_norm([tensors[position] for position in doubtful], 2, dtype=torch.float64)
-        for position, value in zip(doubtful, again, strict=True):
-            values[position] = value.item()
-    return values
-
-
-def _float32_norms(tensors: list[Tensor]) -> list[float]:
-    """NaN for a tensor that is not to be summed in float32."""
-    values = [math.nan] * len(tensors)
-    short = []
+def _norms_on_cpu(tensors: Sequence[Tensor]) -> Tensor:
+    """Every tensor is cut into lines, whose norms are taken in float32 and joined in float64."""
+    short: list[Tensor] = []
+    pieces: list[Tensor] = []
+    of_lines: list[int] = []
+    of_pieces: list[int] = []
+    untried: list[int] = []
     for position, tensor in enumerate(tensors):
-        if tensor.dtype is not torch.float32 or not tensor.is_contiguous():  # strided sums are less exact
-            continue
-        if tensor.numel() <= LONGEST_FLOAT32_SUM:
-            short.append(position)
-        elif tensor.numel() >= LEAST_IN_PIECES:
-            values[position] = _norm_by_pieces(tensor.view(-1))
-    if short:
-        found = torch._foreach_norm([tensors[position] for position in short])
-        for position, value in zip(short, found, strict=True):
-            values[position] = value.item()
-    return values
+        entries = tensor.numel()
+        if not _is_summed_in_float32(tensor, entries):
+            untried.append(position)
+        elif entries <= LONGEST_FLOAT32_SUM:
+            short.append(tensor)
+            of_lines.append(position)
+        else:
+            line = tensor.view(-1) if tensor.is_contiguous() else tensor.permute(0, 2, 3, 1).reshape(-1)
+            whole = entries // PIECE * PIECE
+            pieces.append(torch.linalg.vector_norm(line[:whole].view(-1, PIECE), dim=1))
+            of_pieces.append(position)
+            if whole < entries:
+                short.append(line[whole:])
+                of_lines.append(position)
+    lines = torch.stack(torch._foreach_norm(short)) if short else torch.empty(0)
+    if len(short) == len(tensors) and not pieces:
+        return _checked_in_float64(lines.to(torch.float64), tensors)
+    for position, each in zip(of_pieces, pieces, strict=True):
+        of_lines += [position] * len(each)
+    squares = torch.cat([lines, *pieces]).to(torch.float64).square()
+    found = torch.zeros(len(tensors), dtype=torch.float64)
+    found = found.index_add_(0, torch.tensor(of_lines, dtype=torch.int64), squares).sqrt_()
+    found[untried] = math.nan
+    return _checked_in_float64(found, tensors)
 
 
-def _norm_by_pieces(tensor: Tensor) -> float:
-    whole = tensor.unfold(0, PIECE, PIECE)
-    rest = tensor[whole.numel() :]
-    pieces = torch.cat([torch.linalg.vector_norm(whole, dim=1), torch.linalg.vector_norm(rest, dim=0, keepdim=True)])
-    return norm(pieces).item()
+def _is_summed_in_float32(tensor: Tensor, entries: int) -> bool:
+    """Strided sums are less exact than those of entries in the order of memory, of which channels last is one."""
+    if tensor.dtype is not torch.float32 or LONGEST_FLOAT32_SUM < entries < LEAST_IN_PIECES:
+        return False
+    return tensor.is_contiguous() or (tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last))
+
+
+def _checked_in_float64(found: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+    """The norms, computed again where float32 did not hold the squares, or was not tried (nan)."""
+    holds = (found >= LEAST_FLOAT32_NORM) & (found < math.inf)
+    if not holds.all():
+        doubtful = (~holds).nonzero().flatten().tolist()
+        again = torch._foreach_norm([tensors[position] for position in doubtful], 2, dtype=torch.float64)
+        found[doubtful] = torch.stack(again)
+    return found

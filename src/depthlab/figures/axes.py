@@ -191,7 +191,8 @@ def _draw_line(axes: Axes, line: pd.DataFrame, x: str, name: str, stroke: Stroke
         at, mean, color=stroke.color, marker=stroke.marker, linestyle=stroke.dashes, markevery=every, label=name, **edge
     )
     if x in CONTINUOUS:
-        axes.fill_between(at, low, high, where=bounded.tolist(), color=stroke.color, alpha=0.2, linewidth=0)
+        if bounded.any():
+            axes.fill_between(at, low, high, where=bounded.tolist(), color=stroke.color, alpha=0.2, linewidth=0)
         return
     reach = np.abs(np.stack([mean - low, high - mean]))[:, bounded]
     bars = axes.errorbar(at[bounded], mean[bounded], yerr=reach, fmt="none", ecolor=stroke.color, elinewidth=0.8)

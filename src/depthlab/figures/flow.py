@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from depthlab.figures.axes import draw, legend_above, quantity
 from depthlab.figures.style import PAGE, panels, style
@@ -31,7 +32,7 @@ def flow(readings: pd.DataFrame, probe: str = "grad_norm") -> Figure:
     if rows.empty:
         there = ", ".join(sorted(readings["probe"].unique())) or "none"
         raise ValueError(f"no readings of probe {probe} in the layers; there are {there}")
-    steps = rows["step"].unique()
+    steps = np.sort(rows["step"].unique())
     shown = steps[np.unique(np.linspace(0, len(steps) - 1, LINES).round().astype(int))]
     with style():
         figure, (lines, table) = panels(2, width=PAGE, height=2.9)
@@ -65,6 +66,7 @@ def draw_map(axes: Axes, readings: pd.DataFrame) -> None:
         cmap="cividis",
         rasterized=True,
     )
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     axes.set_xlabel("updates")
     axes.set_ylabel("layer (from the input)")
     if values.count():

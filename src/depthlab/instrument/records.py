@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import tempfile
 import weakref
 from collections import defaultdict
@@ -36,6 +38,7 @@ class Records:
         self._probes: list[str] = []
         self._pending: list[tuple[int, int, Sequence[int], Tensor]] = []
         self._first: int | None = None
+        self._has_blocks = False
         self._file = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY)  # noqa: SIM115  (as long as the table)
         weakref.finalize(self, self._file.close)
         self._writer = pa.ipc.new_stream(self._file, SPILLED)
@@ -73,22 +76,28 @@ class Records:
             "value": np.concatenate([fetched[index] for index in range(len(lengths))]),
         }
         arrays = [pa.array(columns[field.name].astype(field.type.to_pandas_dtype())) for field in SPILLED]
+        self._file.seek(0, io.SEEK_END)  # readers may stand anywhere
         self._writer.write_batch(pa.record_batch(arrays, schema=SPILLED))
         self._pending.clear()
+        self._has_blocks = True
 
     def blocks(self, start: int = 0) -> Iterator[pd.DataFrame]:
         """The table (step, layer, depth, probe, value) block by block, in the order in which it was read."""
         self.fetch()
-        end = self._file.tell()
+        if not self._has_blocks:
+            return
         self._file.seek(0)
-        try:
-            for number, batch in enumerate(pa.ipc.open_stream(self._file)):
-                position = self._file.tell()
-                if number >= start:
-                    yield self._named(batch.to_pandas())
-                self._file.seek(position)
-        finally:
-            self._file.seek(end)
+        stream = pa.ipc.open_stream(self._file)
+        position = self._file.tell()
+        for number in itertools.count():
+            self._file.seek(position)
+            try:
+                batch = stream.read_next_batch()
+            except StopIteration:
+                return
+            position = self._file.tell()
+            if number >= start:
+                yield self._named(batch.to_pandas())
 
     def table(self) -> pd.DataFrame:
         """The whole table, sorted by step, depth and probe."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,7 +18,17 @@ from torch.utils.hooks import RemovableHandle
 
 from depthlab.instrument.budget import Budget
 from depthlab.instrument.records import Records
-from depthlab.probes import PROBES, Parameters, Readout, Signals, candidate_weights, in_order_of_data, known, unwrapped
+from depthlab.probes import (
+    PROBES,
+    Measured,
+    Parameters,
+    Readout,
+    Signals,
+    candidate_weights,
+    in_order_of_data,
+    known,
+    unwrapped,
+)
 from depthlab.probes import measure as read_once
 
 if TYPE_CHECKING:
@@ -75,7 +86,8 @@ def measure(
     >>> measure(model, lambda: model(torch.ones(5, 3)).square().mean(), probes=["grad_norm"]).columns.tolist()
     ['layer', 'depth', 'probe', 'value', 'at_floor']
     """
-    return pd.DataFrame(read_once(model, closure, probes, examples=examples))
+    columns = [field.name for field in dataclasses.fields(Measured)]
+    return pd.DataFrame(read_once(model, closure, probes, examples=examples), columns=columns)
 
 
 class Watcher:

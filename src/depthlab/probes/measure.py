@@ -23,9 +23,11 @@ SIZES = {
     "gradient": "grad_rms",
     "output_gradient": "backward_rms",
     "output": "output_rms",
-    "activation": "output_rms",
 }
 """The probe that tells, for each site, how large the entries are that other probes of the site read."""
+
+OF_ACTIVATIONS = ("activation_mean", "activation_std")
+"""How large activations are: the root of the sum of their squares."""
 
 LARGEST = ("grad_norm", "backward_norm")
 
@@ -76,15 +78,16 @@ def measure(
     closures = [closure] if callable(closure) else list(closure)
     names = _checked(probes, closures)
     one = _Pass(model, closures, names, examples)
-    with _untouched(model):
-        rows = one.rows(shift=0)
-        shift = one.shift_that_fits()
-        while shift > 0 and any(row.at_floor for row in rows):
-            shifted = one.rows(shift=shift)
-            rows = [_better(row, other) for row, other in zip(rows, shifted, strict=True)]
-            if all(math.isfinite(row.value) for row in shifted):
-                break
-            shift //= 2
+    rows = one.rows(shift=0)
+    shift = one.shift_that_fits() if one.is_at_floor else 0
+    while shift > 0:
+        shifted = one.rows(shift=shift)
+        # digits lost in one layer are missing in all before it, at the floor or not: the rows change together
+        if all(
+            math.isfinite(new.value) or not math.isfinite(old.value) for old, new in zip(rows, shifted, strict=True)
+        ):
+            return shifted
+        shift //= 2
     return rows
 
 
@@ -94,13 +97,14 @@ class _Pass:
     def __init__(
         self, model: nn.Module, closures: Sequence[Closure], probes: Sequence[str], examples: int | None
     ) -> None:
-        self._closures, self._probes = closures, probes
+        self._closures, self._probes, self._model = closures, probes, model
+        self.is_at_floor = False
         self._weights = candidate_weights(model)
         parameters = [weight.parameter for weight in self._weights]
         self._trained = [parameter for parameter in parameters if parameter.requires_grad]
         if not self._trained:
             raise ValueError("no weight of the model requires a gradient; there is nothing to measure")
-        self._read_too = list(dict.fromkeys([*probes, *SIZES.values(), *LARGEST]))
+        self._read_too = list(dict.fromkeys([*probes, *SIZES.values(), *LARGEST, *OF_ACTIVATIONS]))
         self._devices = list({parameter.device for parameter in model.parameters() if parameter.is_cuda})
         self._limits = torch.finfo(self._trained[0].dtype)
         self._parameters = Parameters(parameters, [name for name in self._read_too if name != "grad_snr"])
@@ -117,19 +121,29 @@ class _Pass:
 
     def rows(self, *, shift: int) -> list[Measured]:
         """The numbers of a loss 2^shift times as large, divided by that again where they scale with it."""
-        readouts = self._read(shift)
-        order, _ = in_order_of_data(self._weights, self._signals.order, self._signals.parts)
+        with _untouched(self._model):
+            readouts = self._read(shift)
+            order, _ = in_order_of_data(self._weights, self._signals.order, self._signals.parts)
         values = {
             (position, probe): value
             for probe, positions, numbers in readouts
             for position, value in zip(positions, numbers.tolist(), strict=True)
         }
+        if shift == 0:
+            self.is_at_floor = any(
+                values.get((position, name), math.inf) < self._limits.tiny
+                for position in order
+                for name in ("grad_rms", "backward_rms")
+            )
         found = []
         for depth, position in enumerate(order, 1):
             for name in self._probes:
                 value = values.get((position, name))
                 if value is not None:
-                    size = values.get((position, SIZES.get(PROBES[name].site, "")), math.inf)
+                    site = PROBES[name].site
+                    size = values.get((position, SIZES.get(site, "")), math.inf)
+                    if site == "activation":
+                        size = math.hypot(*(values.get((position, each), math.inf) for each in OF_ACTIVATIONS))
                     at_floor = size < self._limits.tiny
                     if name in SCALE_WITH_LOSS:
                         value = math.ldexp(value, -shift)
@@ -138,6 +152,8 @@ class _Pass:
 
     def _read(self, shift: int) -> list[Readout]:
         everything = range(len(self._weights))
+        for one in self._weights:
+            one.parameter.grad = None  # what was left from before it was frozen
         self._signals.open()
         try:
             with torch.random.fork_rng(devices=self._devices):  # every pass draws the same
@@ -154,7 +170,7 @@ class _Pass:
             *self._parameters.read_gradients(everything),
         ]
         if "grad_snr" in self._probes:
-            readouts.append(self._signal_to_noise(gradients))
+            readouts += self._signal_to_noise(gradients)
         if shift == 0:
             largest = [values.max().item() for probe, _, values in readouts if probe in LARGEST]
             self._largest = max(largest, default=0.0)
@@ -171,17 +187,20 @@ class _Pass:
                     f"given {_described(loss)}"
                 )
             factor = torch.full_like(loss, math.ldexp(1.0 / len(self._closures), shift))
-            found.append(torch.autograd.grad(loss, self._trained, factor, allow_unused=True))
+            parts = torch.autograd.grad(loss, self._trained, factor, allow_unused=True)
+            if all(part is None for part in parts):
+                raise ValueError("the closure must return a loss that depends on the model's weights; it does not")
+            found.append(parts)
         return found
 
-    def _signal_to_noise(self, gradients: Sequence[Sequence[Tensor | None]]) -> Readout:
+    def _signal_to_noise(self, gradients: Sequence[Sequence[Tensor | None]]) -> list[Readout]:
         positions = {id(weight.parameter): position for position, weight in enumerate(self._weights)}
         found = {
-            positions[id(weight)]: signal_to_noise(torch.stack([part for part in parts if part is not None]))
+            positions[id(weight)]: signal_to_noise(torch.stack([part.to_dense() for part in parts if part is not None]))
             for weight, parts in zip(self._trained, zip(*gradients, strict=True), strict=True)
             if all(part is not None for part in parts)
         }
-        return Readout("grad_snr", list(found), torch.stack(list(found.values())))
+        return [Readout("grad_snr", list(found), torch.stack(list(found.values())))] if found else []
 
 
 @contextlib.contextmanager
@@ -190,10 +209,13 @@ def _untouched(model: nn.Module) -> Iterator[None]:
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     buffers = [(module, name, buffer) for module in model.modules() for name, buffer in module._buffers.items()]
     contents = [None if buffer is None else buffer.detach().clone() for _, _, buffer in buffers]
+    modes = [(module, module.training) for module in model.modules()]
     try:
         with torch.enable_grad():
             yield
     finally:
+        for module, mode in modes:
+            module.training = mode
         for parameter, gradient in gradients:
             parameter.grad = gradient
         with torch.no_grad():
@@ -201,10 +223,6 @@ def _untouched(model: nn.Module) -> Iterator[None]:
                 module._buffers[name] = buffer
                 if buffer is not None and content is not None:
                     buffer.copy_(content)
-
-
-def _better(row: Measured, shifted: Measured) -> Measured:
-    return shifted if row.at_floor and math.isfinite(shifted.value) else row
 
 
 def _checked(probes: Iterable[str], closures: Sequence[Closure]) -> Sequence[str]:

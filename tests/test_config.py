@@ -382,7 +382,7 @@ def test_every_optimiser_and_schedule_is_there(optimizer: str, schedule: str) ->
 
 def test_every_field_is_described() -> None:
     described = {name: default for name, default, about in describe_fields() if about}
-    sweeping = {"sweep.workers": None, "sweep.threads": None}
+    sweeping = {"sweep.workers": None, "sweep.threads": None, "sweep.checkpoint_seconds": 60.0}
     assert {name: list(v) if isinstance(v, tuple) else v for name, v in described.items()} == {**DEFAULTS, **sweeping}
 
 

@@ -108,7 +108,7 @@ def test_ctrl_c_says_how_to_go_on(
         patch.setattr(commands._Progress, "__call__", interrupted)
         answer = depthlab("train", *tiny)
     assert answer.status == 130
-    assert answer.error == "\ndepthlab: stopped; finished runs are kept, type the same command to go on\n"
+    assert answer.error == "\ndepthlab: stopped; what is trained is kept, type the same command to go on\n"
     assert "1 interrupted" in depthlab("runs").out
     assert depthlab("train", *tiny).status == 0
     assert "1 done" in depthlab("runs").out

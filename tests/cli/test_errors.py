@@ -53,7 +53,7 @@ ERRORS = {
     "train -m model=glob(*)": "values are listed, such as model=A,B",
     "train -m train.lr=interval(0,1)": "values are listed, such as train.lr=A,B",
     "train -m model.depth=10,sort(3,4)": "write model.depth=A,B",
-    "train -m device=cpu,auto": "device, sweep.workers and sweep.threads hold for all runs of a sweep",
+    "train -m device=cpu,auto": "device and what is under sweep hold for all runs of a sweep",
     # experiments
     "train experiment=quickstar": "must be one of degradation, quickstart,",
     "train experiment=": "experiment= must be one of degradation",

@@ -112,11 +112,11 @@ def test_workers_that_die_before_they_begin_end_the_sweep(tiny: RunConfig, monke
 
 
 class Command:
-    """A sweep of two endless runs, in a process group of its own as a terminal makes it."""
+    """A sweep of two runs, endless by default, in a process group of its own as a terminal makes it."""
 
-    def __init__(self) -> None:
-        lines = [sys.executable, "-m", "depthlab", "train", "-m", "data=synthetic", "train.steps=10000000"]
-        options = ["train.batch_size=20", "seed=0,1", "sweep.workers=2", "train.eval_every=10000000"]
+    def __init__(self, steps: int = 10_000_000) -> None:
+        lines = [sys.executable, "-m", "depthlab", "train", "-m", "data=synthetic", f"train.steps={steps}"]
+        options = ["train.batch_size=20", "seed=0,1", "sweep.workers=2", f"train.eval_every={steps}"]
         self.process = subprocess.Popen([*lines, *options], stderr=subprocess.PIPE, text=True, start_new_session=True)
 
     def __enter__(self) -> Self:
@@ -158,12 +158,46 @@ def test_ctrl_c_in_a_sweep_says_how_to_go_on(results: Path, moment: str) -> None
         _, error = command.process.communicate(timeout=LONG)
     assert command.process.returncode == 130
     assert "Traceback" not in error
-    assert error.strip() == "depthlab: stopped; finished runs are kept, type the same command to go on"
+    lines = error.strip().splitlines()
+    assert lines[-1] == "depthlab: stopped; what is trained is kept, type the same command to go on"
+    if pids:
+        assert lines[0].startswith("stopping: each run finishes its update and is saved")
     assert not any(is_alive(pid) for pid in pids)
     for folder in (results / "runs").glob("*"):
         assert Run(folder).status() is Status.INTERRUPTED
         with Run(folder).locked():  # taken over, not waited for
             pass
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="signals are those of POSIX")
+@pytest.mark.parametrize(
+    ("number", "whole_group"), [(signal.SIGINT, True), (signal.SIGTERM, False), (signal.SIGUSR1, True)]
+)
+def test_a_sweep_that_was_stopped_goes_on_to_the_same_readings(
+    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, whole_group: bool
+) -> None:
+    steps = 6000
+    with Command(steps) as command:
+        pids = command.pids(results)
+        time.sleep(1)
+        (os.killpg if whole_group else os.kill)(command.process.pid, number)
+        _, error = command.process.communicate(timeout=LONG)
+    assert command.process.returncode == 130, error
+    assert not any(is_alive(pid) for pid in pids)
+    runs = [Run(folder) for folder in (results / "runs").glob("*")]
+    assert [run.status() for run in runs] == [Status.INTERRUPTED] * 2
+    assert all(0 < run.record()["steps"] < steps for run in runs)
+    with Command(steps) as command:
+        _, error = command.process.communicate(timeout=LONG)
+    assert command.process.returncode == 0, error
+    assert all(run.record()["resumed_at_steps"] for run in runs)
+    monkeypatch.setenv("DEPTHLAB_RESULTS", str(tmp_path / "undisturbed"))
+    with Command(steps) as command:
+        command.process.communicate(timeout=LONG)
+    for run in runs:
+        undisturbed = tmp_path / "undisturbed" / "runs" / run.key / "readings.parquet"
+        assert (run.folder / "readings.parquet").read_bytes() == undisturbed.read_bytes()
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ def train(options: Namespace) -> int:
     """One run or a sweep."""
     launches, is_sweep = _launches(options.overrides, options.multirun)
     if len({(launch.device, launch.sweep) for launch in launches}) > 1:
-        raise ConfigError("device, sweep.workers and sweep.threads hold for all runs of a sweep; give each one value")
+        raise ConfigError("device and what is under sweep hold for all runs of a sweep; give each one value")
     device = resolve_device(launches[0].device)
     if not is_sweep:
         return _train_one(launches[0], device)
@@ -130,7 +130,7 @@ def _train_one(launch: Launch, device: torch.device) -> int:
     if run.status() is runs.Status.RUNNING:
         print(f"another process trains this run; waiting for it to let go of {run.folder / 'lock'}", file=sys.stderr)
     with _Progress(config) as progress:
-        runs.execute(config, device=device, progress=progress)
+        runs.execute(config, device=device, progress=progress, checkpoint_seconds=launch.sweep.checkpoint_seconds)
     record = run.record()
     if record["status"] == "diverged":
         print(f"diverged at step {record['diverged_step']}: the loss is not finite")

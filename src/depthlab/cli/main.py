@@ -41,8 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"depthlab: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("\ndepthlab: stopped; finished runs are kept, type the same command to go on", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        where = f" {stop}" if str(stop) else ""
+        print(f"\ndepthlab: stopped{where}; what is trained is kept, type the same command to go on", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # whoever read our output has gone, as `head` does; what is left of it must not fail again at exit

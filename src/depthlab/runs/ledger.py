@@ -49,6 +49,8 @@ def _about(status: Status, record: dict[str, Any]) -> str:
             return f"at step {record['diverged_step']}"
         case Status.FAILED:
             return str(record["error"])
+        case Status.INTERRUPTED if "steps" in record:
+            return f"after {record['steps']} updates, since {record.get('started', '?')}"
         case Status.RUNNING | Status.INTERRUPTED:
             return f"on {record.get('host', '?')}, process {record.get('pid', '?')}, since {record.get('started', '?')}"
         case Status.MISSING:

@@ -18,9 +18,11 @@ import torch
 from depthlab import data, nets
 from depthlab.config import PROTOCOL, DataConfig, RunConfig
 from depthlab.probes import Row
+from depthlab.runs.checkpoints import Checkpoints
+from depthlab.runs.interrupts import Stop, Stopped, stopping_politely
 from depthlab.runs.provenance import provenance
 from depthlab.runs.store import COLUMNS, Run, Status
-from depthlab.training import Evaluation, Update, evaluate, train
+from depthlab.training import Evaluation, Update, build_optimizer, evaluate, train
 
 NETWORK = "network"
 """The layer name of readings of the whole network; their depth is 0."""
@@ -35,14 +37,23 @@ Progress = Callable[[int, float | None, float | None], None]
 
 
 def execute(
-    config: RunConfig, *, root: Path | None = None, device: torch.device, progress: Progress | None = None
+    config: RunConfig,
+    *,
+    root: Path | None = None,
+    device: torch.device,
+    progress: Progress | None = None,
+    checkpoint_seconds: float = 60.0,
 ) -> Run:
     """The finished run of a configuration: loaded if it is there, trained if it is not.
 
     One process at a time trains a run; another that asks for it waits, and then finds it done. An exception ends the
-    run as failed, with its traceback in error.txt, and is raised; Ctrl-C ends it as interrupted. A run that failed or
-    was interrupted is trained anew when it is asked for again. Raises StoreError if its directory is damaged or cannot
-    be written, DataError if the data cannot be had.
+    run as failed, with its traceback in error.txt, and is raised. On Ctrl-C, SIGTERM or SIGUSR1 it finishes the update,
+    saves and raises `Stopped`; a second one raises KeyboardInterrupt at once. However a run was ended, it goes on from
+    its last checkpoint when it is asked for again, and gives the same readings as if it had not been, to the bit if
+    device and number of threads are the same.
+
+    checkpoint_seconds: time from one checkpoint to the next, 0 for none.
+    Raises StoreError if the run's directory is damaged or cannot be written, DataError if the data cannot be had.
     """
     run = Run.of(config, root)
     if run.status().finished:
@@ -60,16 +71,23 @@ def execute(
             **provenance(),
         }
         run.begin(config, record)
+        checkpoints = Checkpoints(run, checkpoint_seconds)
+        trial = None
         try:
-            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-                outcome = Trial(config, device, progress).run()
+            with stopping_politely() as stop, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+                trial = Trial(config, device, progress, checkpoints=checkpoints, stop=stop)
+                outcome = trial.run()
             readings = outcome.pop("readings")
-            run.end(readings, {**outcome, "wall_seconds": round(time.perf_counter() - started, 3), **record})
+            wall = trial.seconds_before + time.perf_counter() - started
+            resumed = {"resumed_at_steps": trial.resumed} if trial.resumed else {}
+            run.end(readings, {**outcome, "wall_seconds": round(wall, 3), **resumed, **record})
+            checkpoints.remove()
         except Exception as error:
             run.end_early({"status": Status.FAILED, "error": one_line(error), **record}, traceback.format_exc())
             raise
         except BaseException:
-            run.end_early({"status": Status.INTERRUPTED, **record}, None)
+            steps = {} if trial is None else {"steps": trial.done}
+            run.end_early({"status": Status.INTERRUPTED, **steps, **record}, None)
             raise
         return run
 
@@ -83,7 +101,15 @@ def one_line(error: BaseException) -> str:
 class Trial:
     """What a run has in memory while it is trained."""
 
-    def __init__(self, config: RunConfig, device: torch.device, progress: Progress | None = None) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        device: torch.device,
+        progress: Progress | None = None,
+        *,
+        checkpoints: Checkpoints | None = None,
+        stop: Stop | None = None,
+    ) -> None:
         self.config = config
         self.progress = progress
         self.splits = load_splits(config.data, device)
@@ -95,6 +121,12 @@ class Trial:
             # a third of the step time of small convolutions on the CPU
             self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.layers = nets.weight_layers(self.model)
+        self.optimizer = build_optimizer(self.model, config.train)
+        self.checkpoints, self.stop = checkpoints, stop
+        self.started = time.perf_counter()
+        self.seconds_before = 0.0
+        self.resumed: list[int] = []
+        self.done = 0
         self.rows: list[tuple[int, str, int, str, float]] = []
         self.pending: list[tuple[int, torch.Tensor]] = []
         self.last_loss: float | None = None
@@ -104,19 +136,22 @@ class Trial:
     def run(self) -> dict[str, Any]:
         """Trains, evaluates, and returns status, metrics and the long table of readings."""
         config = self.config.train
-        done = 0
+        self._resume()
         for update in self._updates():
-            done = update.step + 1
+            self.done = done = update.step + 1
             self._keep(update.step, update.rows)
             self.pending.append((update.step, torch.stack([update.loss, update.error])))
             evaluating = done % config.eval_every == 0 or done == config.steps
-            if (evaluating or len(self.pending) == FETCH_EVERY) and not self._fetch():
+            saving = self._is_to_be_saved()
+            if (evaluating or saving or len(self.pending) == FETCH_EVERY) and not self._fetch():
                 return self._diverged()
             if evaluating and self._is_overdue(done):
                 break
+            if saving:
+                self._save()
             if self.progress:
                 self.progress(done, self.last_loss, self.validation_error)
-        return self._finished(done)
+        return self._finished(self.done)
 
     def _updates(self) -> Iterator[Update]:
         splits, config = self.splits, self.config
@@ -128,7 +163,58 @@ class Trial:
             mean=splits.mean,
             std=splits.std,
         )
-        return train(self.model, self.layers, batches, config.train, config.probes, seed=config.seed)
+        return train(
+            self.model,
+            self.layers,
+            batches,
+            config.train,
+            config.probes,
+            seed=config.seed,
+            start=self.done,
+            optimizer=self.optimizer,
+        )
+
+    def _is_to_be_saved(self) -> bool:
+        asked = self.stop is not None and self.stop.asked
+        return asked or (self.checkpoints is not None and self.checkpoints.is_due())
+
+    def _save(self) -> None:
+        """Writes a checkpoint; if somebody has asked to stop, that was the last thing to do."""
+        if self.done == self.config.train.steps:
+            return  # what is left takes no longer than saving it
+        if self.checkpoints is not None:
+            self.checkpoints.save(self.done, self._state())
+        if self.stop is not None and self.stop.asked:
+            raise Stopped(f"after update {self.done} of {self.config.train.steps}")
+
+    def _state(self) -> dict[str, Any]:
+        """All that the updates to come depend on, and all that was read; data and dropout are functions of the step."""
+        assert not self.pending
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "rows": [list(column) for column in zip(*self.rows, strict=True)],
+            "chosen": None if self.chosen is None else vars(self.chosen),
+            "last_loss": self.last_loss,
+            "validation_error": self.validation_error,
+            "seconds": self.seconds_before + time.perf_counter() - self.started,
+            "resumed": self.resumed,
+        }
+
+    def _resume(self) -> None:
+        """Goes on from the last checkpoint, if there is one."""
+        state = None if self.checkpoints is None else self.checkpoints.load()
+        if state is None:
+            return
+        self.done = state["step"]
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.rows = list(zip(*state["rows"], strict=True))
+        if (chosen := state["chosen"]) is not None:
+            self.chosen = Chosen(chosen["step"], chosen["error"], chosen["weights"])
+            self.chosen.evaluations_since = chosen["evaluations_since"]
+        self.last_loss, self.validation_error = state["last_loss"], state["validation_error"]
+        self.seconds_before, self.resumed = state["seconds"], [*state["resumed"], self.done]
 
     def _fetch(self) -> bool:
         """Moves losses to the host; False if one of them is not finite."""

@@ -4,6 +4,7 @@
                          run.json           status, times, provenance; written last when a run ends
                          readings.parquet   the long table: step, layer, depth, probe, value
                          error.txt          traceback of a run that failed
+                         checkpoint-*.pt    while it is trained, and after an interruption: what it goes on from
                          lock               there while a process trains the run
 
 Files are written beside their place and renamed into it, so that none is ever half there.
@@ -144,7 +145,7 @@ class Run:
 
     def end(self, readings: pd.DataFrame, record: dict[str, Any]) -> None:
         """Notes a result: the readings first, so that a run that is finished has them."""
-        with _replacing(self.folder / "readings.parquet") as temporary:
+        with replacing(self.folder / "readings.parquet") as temporary:
             readings.astype(COLUMNS).to_parquet(temporary, index=False)
         self._write_record(record)
 
@@ -159,7 +160,7 @@ class Run:
         self._replace("run.json", json.dumps(record, indent=2, allow_nan=False) + "\n")
 
     def _replace(self, name: str, text: str) -> None:
-        with _replacing(self.folder / name) as temporary:
+        with replacing(self.folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
 
@@ -175,7 +176,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
     """A file to write, renamed to its place when all of it is on the disk: a reader sees all of it, or the old one."""
     with writing(path):
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

@@ -39,7 +39,7 @@ def sweep(configs: Iterable[RunConfig], *, device: torch.device, launch: SweepCo
         return Outcome(0, found, [])
     count = min(len(missing), launch.workers or (1 if device.type == "cuda" else available_cores()))
     tell(f"{len(missing)} of {len(unique)} runs to train, {count} at once; {found} are finished")
-    workers = Workers(count, device, launch.threads or 1)
+    workers = Workers(count, device, launch.threads or 1, launch.checkpoint_seconds)
     workers.train_all(missing)
     return Outcome(len(missing) - len(workers.failures), found, workers.failures)
 

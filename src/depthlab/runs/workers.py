@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.process
 import os
 import signal
 import threading
@@ -16,7 +17,8 @@ from pathlib import Path
 import torch
 
 from depthlab.config import RunConfig
-from depthlab.runs.progress import SweepProgress
+from depthlab.runs.interrupts import Stopped, interrupted_by_all
+from depthlab.runs.progress import SweepProgress, tell
 from depthlab.runs.run import execute, one_line
 from depthlab.runs.store import Run, Status, runs_root
 from depthlab.training import prepare_process
@@ -30,13 +32,17 @@ LOCK_LOST_AFTER = 0.01
 _steps: Synchronized[int] | None = None
 """In a worker: the updates of all runs of the sweep."""
 
+_checkpoint_seconds = 60.0
+"""In a worker: time between checkpoints."""
+
 
 class Workers:
     """The processes of a sweep, and what is told of their runs."""
 
-    def __init__(self, count: int, device: torch.device, threads: int) -> None:
+    def __init__(self, count: int, device: torch.device, threads: int, checkpoint_seconds: float) -> None:
         self.failures: list[tuple[str, str]] = []
-        self._count, self._device, self._threads = count, device, threads
+        self._count, self._device = count, device
+        self._threads, self._checkpoint_seconds = threads, checkpoint_seconds
 
     def train_all(self, configs: Sequence[RunConfig]) -> None:
         """Trains every run. A run whose process is killed fails, and the others are trained all the same.
@@ -46,18 +52,22 @@ class Workers:
         """
         self._progress = SweepProgress(configs)
         try:
-            while left := self._train(configs, self._count):
-                suspects = [config for config in left if Run.of(config).status() is Status.INTERRUPTED]
-                for suspect in suspects:
-                    if self._train([suspect], 1):
-                        self._tell(suspect, False, "failed: its process was killed, perhaps for want of memory")
-                configs = [config for config in left if config not in suspects]
-                if not suspects:
-                    for config in configs:
-                        self._tell(config, False, "failed: its process was killed before it could begin")
-                    return
+            with interrupted_by_all():
+                self._train_until_none_is_left(configs)
         finally:
             self._progress.close()
+
+    def _train_until_none_is_left(self, configs: Sequence[RunConfig]) -> None:
+        while left := self._train(configs, self._count):
+            suspects = [config for config in left if Run.of(config).status() is Status.INTERRUPTED]
+            for suspect in suspects:
+                if self._train([suspect], 1):
+                    self._tell(suspect, False, "failed: its process was killed, perhaps for want of memory")
+            configs = [config for config in left if config not in suspects]
+            if not suspects:
+                for config in configs:
+                    self._tell(config, False, "failed: its process was killed before it could begin")
+                return
 
     def _train(self, configs: Sequence[RunConfig], count: int) -> list[RunConfig]:
         """Trains runs in a pool of so many processes, and returns those that are left when one of these has died."""
@@ -65,7 +75,7 @@ class Workers:
             return []
         others = set(multiprocessing.active_children())
         context = multiprocessing.get_context("spawn")
-        shared = (self._threads, self._progress.steps)
+        shared = (self._threads, self._progress.steps, self._checkpoint_seconds)
         pool = ProcessPoolExecutor(count, mp_context=context, initializer=_prepare_worker, initargs=shared)
         left = dict.fromkeys(configs)
         try:
@@ -81,12 +91,23 @@ class Workers:
         except BrokenProcessPool:
             pass
         except KeyboardInterrupt:
-            for process in set(multiprocessing.active_children()) - others:
-                process.terminate()
+            self._stop(list(set(multiprocessing.active_children()) - others))
             raise
         finally:
             pool.shutdown(cancel_futures=True)
         return list(left)
+
+    def _stop(self, processes: Sequence[multiprocessing.process.BaseProcess]) -> None:
+        """Asks the workers to save and end; a second Ctrl-C ends them."""
+        tell("stopping: each run finishes its update and is saved; Ctrl-C again ends them at once")
+        try:
+            for process in processes:
+                process.terminate()
+            for process in processes:
+                process.join()
+        except KeyboardInterrupt:
+            for process in processes:
+                process.kill()
 
     def _tell(self, config: RunConfig, succeeded: bool, result: str) -> None:
         line = f"{_name(config)}: {result}"
@@ -112,9 +133,9 @@ def _interrupts_ignored() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _prepare_worker(threads: int, steps: Synchronized[int]) -> None:
-    global _steps  # noqa: PLW0603 -- what a pool hands its processes once has no other place to stay
-    _steps = steps
+def _prepare_worker(threads: int, steps: Synchronized[int], checkpoint_seconds: float) -> None:
+    global _steps, _checkpoint_seconds
+    _steps, _checkpoint_seconds = steps, checkpoint_seconds
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     prepare_process(threads)
@@ -141,7 +162,10 @@ def _train_one(config: RunConfig, root: Path, device: torch.device) -> tuple[boo
             counted = done
 
     try:
-        record = execute(config, root=root, device=device, progress=count).record()
+        run = execute(config, root=root, device=device, progress=count, checkpoint_seconds=_checkpoint_seconds)
+        record = run.record()
+    except Stopped:
+        os._exit(0)  # this worker is to train no other run
     except Exception as error:  # whatever it is, the other runs go on
         trace = Run.of(config, root).folder / "error.txt"
         return False, f"failed: {one_line(error)}" + (f" (traceback in {trace})" if trace.exists() else "")

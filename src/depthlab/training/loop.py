@@ -47,13 +47,16 @@ def train(
     *,
     seed: int,
     start: int = 0,
+    optimizer: torch.optim.Optimizer | None = None,
 ) -> Iterator[Update]:
-    """Trains a model in place, one update an item.
+    """Trains a model in place, one update an item, from update `start` on.
+
+    optimizer: that of the updates before `start`; a new one, without momentum, if there is none.
 
     Everything random in an update is a function of (seed, step): the batch and its augmentation, and dropout, for
     which torch's global generator is seeded anew at each update.
     """
-    optimizer = build_optimizer(model, config)
+    optimizer = optimizer or build_optimizer(model, config)
     weights = [layer.get_parameter("weight") for _, layer in layers]
     uses_dropout = any(isinstance(module, nn.Dropout) for module in model.modules())
     model.train()

@@ -1,0 +1,85 @@
+"""Where a run is, on disk: what it needs to go on after its process was lost, to the bit.
+
+A checkpoint is a file of torch, behind a line with its checksum; loading one executes nothing that is in it. The last
+two are kept, so that one that is damaged does not cost the run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import pickle
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from depthlab.config import PROTOCOL
+from depthlab.runs.progress import tell
+from depthlab.runs.store import Run, replacing
+
+KEPT = 2
+PATTERN = "checkpoint-*.pt"
+MAGIC = b"depthlab checkpoint sha256 "
+
+
+class Checkpoints:
+    """The checkpoints of one run. every: seconds from one to the next, at the least; 0 for none."""
+
+    def __init__(self, run: Run, every: float) -> None:
+        self._run, self._every = run, every
+        self._last = time.monotonic()
+
+    def is_due(self) -> bool:
+        """Whether it is time for the next one."""
+        return self._every > 0 and time.monotonic() - self._last >= self._every
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Writes the state after `step` updates: tensors, numbers and text in lists and dicts.
+
+        Raises StoreError on a full disk.
+        """
+        content = io.BytesIO()
+        torch.save({"key": self._run.key, "protocol": PROTOCOL, "step": step, **state}, content)
+        payload = content.getvalue()
+        line = MAGIC + hashlib.sha256(payload).hexdigest().encode() + b"\n"
+        with replacing(self._run.folder / f"checkpoint-{step:09d}.pt") as temporary:
+            temporary.write_bytes(line + payload)
+        for old in self._files()[KEPT:]:
+            old.unlink(missing_ok=True)
+        self._last = time.monotonic()
+
+    def load(self) -> dict[str, Any] | None:
+        """The newest state that is whole; those that are not are told and set aside. None if there is none."""
+        for path in self._files():
+            state = self._read(path)
+            if state is not None:
+                return state
+            path.replace(path.with_suffix(".damaged"))
+            tell(
+                f"{path} is damaged: set aside as {path.stem}.damaged, going on from the one before it, if there is one"
+            )
+        return None
+
+    def remove(self) -> None:
+        """Deletes all, for a run that is finished."""
+        for path in (*self._files(), *self._run.folder.glob("checkpoint-*.damaged")):
+            path.unlink(missing_ok=True)
+
+    def _files(self) -> list[Path]:
+        return sorted(self._run.folder.glob(PATTERN), reverse=True)
+
+    def _read(self, path: Path) -> dict[str, Any] | None:
+        try:
+            line, _, payload = path.read_bytes().partition(b"\n")
+        except OSError:
+            return None
+        if line != MAGIC + hashlib.sha256(payload).hexdigest().encode():
+            return None
+        try:
+            state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+        except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError):
+            return None
+        is_own = isinstance(state, dict) and (state.get("key"), state.get("protocol")) == (self._run.key, PROTOCOL)
+        return state if is_own else None

@@ -1,0 +1,76 @@
+"""Ctrl-C and the signals of schedulers: the first asks a run to stop where it can go on later, the second ends it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+"""Ctrl-C, what ends a job, and what Slurm sends before its time is up (--signal=USR1@60)."""
+
+
+class Stop:
+    """Whether somebody has asked to stop. `asked` may be read at every step."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.by: signal.Signals | None = None
+
+    def __call__(self, number: int, _frame: FrameType | None) -> None:
+        """The handler of the signals."""
+        # a worker may be asked twice, by a scheduler and by its parent; what ends it at once is its parent's SIGKILL
+        if self.asked and multiprocessing.parent_process() is None:
+            raise KeyboardInterrupt
+        self.asked, self.by = True, signal.Signals(number)
+
+
+class Stopped(KeyboardInterrupt):
+    """A run that was asked to stop has stopped, and can go on from where it is."""
+
+
+@contextmanager
+def stopping_politely() -> Iterator[Stop]:
+    """Turns the first of these signals into `Stop.asked`; the second raises KeyboardInterrupt, wherever it comes.
+
+    Signals that are ignored stay so. In a thread that is not the main one nothing can be set, and nothing is.
+    """
+    stop = Stop()
+    before: dict[signal.Signals, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        before = _handled_by(stop)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def interrupted_by_all() -> Iterator[None]:
+    """Makes each of these signals raise KeyboardInterrupt, as Ctrl-C does."""
+    before: dict[signal.Signals, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        before = _handled_by(_interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _handled_by(handler: Callable[[int, FrameType | None], None]) -> dict[signal.Signals, Any]:
+    """Sets the handler of all that are not ignored, and returns those that were there before."""
+    before = {number: signal.getsignal(number) for number in STOPPING}
+    before = {number: old for number, old in before.items() if old is not signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, handler)
+    return before

@@ -12,6 +12,7 @@ import argparse
 import datetime
 import gc
 import math
+import os
 import random
 import sys
 import textwrap
@@ -36,6 +37,10 @@ from depthlab.training import available_cores, prepare_process, resolve_device
 RESULT = Path(__file__).parent / "results" / "instrument.md"
 RUNS, NOT_INSTALLED = "runs", "not installed"
 
+PAGE = os.sysconf("SC_PAGE_SIZE")
+MOST_MEMORY = os.sysconf("SC_PHYS_PAGES") * PAGE // 2
+"""A tool that makes the process take half of the machine's memory is stopped before the system stops the process."""
+
 READINGS = 20
 """Updates of the vanishing net whose readings are counted."""
 
@@ -56,8 +61,16 @@ def repeat(update: Callable[[], object], steps: int, limit: float, training: Tra
     while done < steps and (done == 0 or time.perf_counter() - begin < limit):
         update()
         done += 1
+        if resident() > MOST_MEMORY:
+            raise MemoryError(f"{resident() / 2**30:.0f} GiB in use after {done} updates")
     training.wait()
     return (time.perf_counter() - begin) / max(done, 1)
+
+
+def resident() -> int:
+    """Bytes of memory that the process has; 0 where the system does not say."""
+    pages = Path("/proc/self/statm")
+    return int(pages.read_text().split()[1]) * PAGE if pages.exists() else 0
 
 
 def costs(net: str, options: argparse.Namespace, progress: tqdm[Any]) -> dict[str, list[float] | str]:

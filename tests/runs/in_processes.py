@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -57,6 +58,22 @@ def killed_at_seed_1(config: RunConfig, root: Path, device: torch.device) -> tup
         with run.locked():
             run.begin(config, {})
             os.kill(os.getpid(), signal.SIGKILL)
+    return TRAIN_ONE(config, root, device)
+
+
+def on_a_full_disk(config: RunConfig, root: Path, device: torch.device) -> tuple[bool, str]:
+    """What begins with seed 1 finds no space left, and nothing after it does."""
+    full = root / "full"
+    if config.seed == 1:
+        full.touch()
+    replace = Path.replace
+
+    def failing(self: Path, target: Path) -> Path:
+        if full.exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return replace(self, target)
+
+    Path.replace = failing  # type: ignore[method-assign]
     return TRAIN_ONE(config, root, device)
 
 

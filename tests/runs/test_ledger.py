@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -39,19 +41,22 @@ def test_every_directory_has_an_entry(tiny: RunConfig, results: Path) -> None:
     assert list(entries) == sorted(entries)
     error = done.record()["metrics"]["test_error"]
     assert (entries[done.key].status, entries[done.key].about) == ("done", f"test error {error:.2%}")
-    assert "model.depth=3 model.width=8 train.steps=6" in entries[done.key].settings
+    assert "model.depth=3 model.width=8 train.steps=6" in entries[done.key].described
     assert "train.lr=" not in entries[done.key].settings
     assert entries[diverged.key].status == "diverged"
     assert entries[diverged.key].about == f"at step {diverged.record()['diverged_step']}"
-    assert "train.lr=1e+30" in entries[diverged.key].settings
+    assert "train.lr=1e+30" in entries[diverged.key].described
     assert (entries["fail"].status, entries["fail"].about) == ("failed", "ValueError: no luck")
     assert entries["run"].status == "running"
     assert "since 2020-01-01" in entries["run"].about
-    assert "seed=5" in entries["run"].settings
+    assert "seed=5" in entries["run"].described
     assert entries["bad"].status == "damaged"
     assert "delete" in entries["bad"].about
     assert entries["worse"].status == "missing"
-    assert (entries[done_too.key].status, entries[done_too.key].settings) == ("done", "")
+    assert entries[done_too.key].described.endswith("seed=9")  # run.json holds the settings too
+    record = {name: value for name, value in done_too.record().items() if name != "settings"}
+    done_too._write_record(record)
+    assert {entry.key: entry for entry in ledger()}[done_too.key].settings == {}
 
 
 def test_given_runs_are_listed_once_the_missing_ones_too(tiny: RunConfig) -> None:
@@ -59,7 +64,7 @@ def test_given_runs_are_listed_once_the_missing_ones_too(tiny: RunConfig) -> Non
     missing = dataclasses.replace(tiny, seed=1)
     entries = ledger([missing, tiny, missing])
     assert [(entry.key, entry.status) for entry in entries] == [(missing.key(), "missing"), (tiny.key(), "done")]
-    assert entries[0].settings.endswith("seed=1")
+    assert entries[0].described.endswith("seed=1")
 
 
 @pytest.fixture
@@ -112,3 +117,19 @@ def test_versions_and_machine_are_noted() -> None:
     assert found["versions"]["torch"] == torch.__version__
     assert found["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
     assert found["machine"]["processor"]
+
+
+def test_ten_thousand_runs_are_listed_in_a_moment(results: Path) -> None:
+    record = {
+        "status": "done", "steps": 6, "wall_seconds": 1.0, "metrics": {"test_error": 0.5},
+        "settings": {"model.depth": 3, "seed": 1},
+    }  # fmt: skip
+    for number in range(10_000):
+        folder = results / "runs" / f"{number:016x}"
+        folder.mkdir(parents=True)
+        (folder / "run.json").write_text(json.dumps(record))
+    began = time.process_time()
+    entries = ledger()
+    assert time.process_time() - began < 2
+    assert len(entries) == 10_000
+    assert all(entry.described == "model.depth=3 seed=1" for entry in entries)

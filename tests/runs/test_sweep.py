@@ -17,10 +17,10 @@ from typing import Any, Self
 import pandas as pd
 import pytest
 import torch
-from in_processes import CPU, LONG, killed_at_once, killed_at_seed_1
+from in_processes import CPU, LONG, TRAIN_ONE, killed_at_once, killed_at_seed_1, on_a_full_disk
 
 from depthlab.config import DataConfig, RunConfig, SweepConfig, TrainConfig
-from depthlab.runs import Run, Status, StoreError, cost, execute, load_readings, sweep, workers
+from depthlab.runs import DiskFullError, Run, Status, StoreError, cost, execute, load_readings, sweep, workers
 
 
 def seeds(config: RunConfig, *numbers: int) -> list[RunConfig]:
@@ -109,6 +109,22 @@ def test_workers_that_die_before_they_begin_end_the_sweep(tiny: RunConfig, monke
     outcome = sweep(seeds(tiny, 0, 1), device=CPU, launch=SweepConfig(workers=1))
     assert len(outcome.failures) == 2
     assert all("killed before it could begin" in reason for _, reason in outcome.failures)
+
+
+def test_a_full_disk_stops_the_sweep_and_loses_nothing(
+    tiny: RunConfig, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "_train_one", on_a_full_disk)
+    configs = seeds(tiny, 0, 1, 2, 3, 4, 5)
+    (results / "runs").mkdir(parents=True)
+    with pytest.raises(DiskFullError, match="No space left on device; make room"):
+        sweep(configs, device=CPU, launch=SweepConfig(workers=1))
+    states = [Run.of(config).status() for config in configs]
+    assert states == [Status.DONE, *[Status.MISSING] * 5]
+    assert len(Run.of(configs[0]).readings()) > 0
+    (results / "runs" / "full").unlink()
+    monkeypatch.setattr(workers, "_train_one", TRAIN_ONE)
+    assert sweep(configs, device=CPU, launch=SweepConfig(workers=2)).trained == 5
 
 
 class Command:

@@ -95,8 +95,25 @@ def _parser() -> argparse.ArgumentParser:
     runs = commands.add_parser(
         "runs",
         help="list runs: done, running, interrupted, failed, diverged, missing",
-        description="The state of every run in the results, or, with experiment=NAME, of the runs it declares.",
+        description="The state of every run in the results, or, with experiment=NAME, of the runs it declares. What is "
+        "selected can be exported, trained again or deleted.",
         allow_abbrev=False,
+    )
+    runs.add_argument("--status", metavar="STATE,...", help="only runs in these states (also: damaged)")
+    runs.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="only runs with a setting; may be repeated",
+    )
+    runs.add_argument("--format", choices=("text", "csv", "json"), default="text", help="how to print them")
+    acts = runs.add_mutually_exclusive_group()
+    acts.add_argument("--retry-failed", action="store_true", help="train those that failed again")
+    acts.add_argument(
+        "--clean",
+        action="store_true",
+        help="delete those that failed or are damaged, or are in the states of --status",
     )
     _add_overrides(runs)
     return parser

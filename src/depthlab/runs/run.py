@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 from depthlab import data, nets
-from depthlab.config import PROTOCOL, DataConfig, RunConfig
+from depthlab.config import PROTOCOL, DataConfig, RunConfig, flat
 from depthlab.probes import Row
 from depthlab.runs.checkpoints import Checkpoints
 from depthlab.runs.interrupts import Stop, Stopped, stopping_politely
@@ -65,6 +65,7 @@ def execute(
         record = {
             "key": run.key,
             "protocol": PROTOCOL,
+            "settings": {name: value for name, value in flat(config).items() if value != flat(RunConfig())[name]},
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "device": _device_name(device),
             "threads": torch.get_num_threads(),

@@ -12,6 +12,7 @@ Files are written beside their place and renamed into it, so that none is ever h
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -34,6 +35,10 @@ COLUMNS = {"step": "int64", "layer": "str", "depth": "int64", "probe": "str", "v
 
 class StoreError(RuntimeError):
     """A run directory that cannot be read or written: names the file and says what to do."""
+
+
+class DiskFullError(StoreError):
+    """There is no space left for results: no run can be stored, and a sweep stops."""
 
 
 class Status(StrEnum):
@@ -137,6 +142,15 @@ class Run:
         finally:
             lock.release()
 
+    def is_locked(self) -> bool:
+        """Whether a process that is alive trains the run."""
+        lock = filelock.SoftFileLock(self.folder / "lock")
+        try:
+            with lock.acquire(timeout=0):
+                return False
+        except filelock.Timeout:
+            return True
+
     def begin(self, config: RunConfig, record: dict[str, Any]) -> None:
         """Notes that this process trains the run from now on."""
         self._replace("config.yaml", yaml.safe_dump(to_mapping(config), sort_keys=False))
@@ -170,7 +184,8 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StoreError(
+        kind = DiskFullError if error.errno in (errno.ENOSPC, errno.EDQUOT) else StoreError
+        raise kind(
             f"cannot write {path}: {error.strerror or error}; make room or give access there, or set DEPTHLAB_RESULTS"
         ) from error
 

@@ -20,11 +20,14 @@ from depthlab.config import RunConfig
 from depthlab.runs.interrupts import Stopped, interrupted_by_all
 from depthlab.runs.progress import SweepProgress, tell
 from depthlab.runs.run import execute, one_line
-from depthlab.runs.store import Run, Status, runs_root
+from depthlab.runs.store import DiskFullError, Run, Status, runs_root
 from depthlab.training import prepare_process
 
 REFRESH_EVERY = 0.5
 """Seconds between looks at how far the runs are."""
+
+ASK_AGAIN_AFTER = 1.0
+"""Seconds after which a worker that has not ended is asked to once more."""
 
 LOCK_LOST_AFTER = 0.01
 """Seconds after which the lock of the count is not to be had; it is held for a few microseconds."""
@@ -90,7 +93,7 @@ class Workers:
                 self._progress.refresh()
         except BrokenProcessPool:
             pass
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, DiskFullError):
             self._stop(list(set(multiprocessing.active_children()) - others))
             raise
         finally:
@@ -101,10 +104,11 @@ class Workers:
         """Asks the workers to save and end; a second Ctrl-C ends them."""
         tell("stopping: each run finishes its update and is saved; Ctrl-C again ends them at once")
         try:
-            for process in processes:
-                process.terminate()
-            for process in processes:
-                process.join()
+            while alive := [process for process in processes if process.is_alive()]:
+                for process in alive:
+                    process.terminate()  # again, too: one that could not save ends when it waits for the next run
+                for process in alive:
+                    process.join(ASK_AGAIN_AFTER)
         except KeyboardInterrupt:
             for process in processes:
                 process.kill()
@@ -166,6 +170,8 @@ def _train_one(config: RunConfig, root: Path, device: torch.device) -> tuple[boo
         record = run.record()
     except Stopped:
         os._exit(0)  # this worker is to train no other run
+    except DiskFullError:
+        raise  # no other run could be stored either
     except Exception as error:  # whatever it is, the other runs go on
         trace = Run.of(config, root).folder / "error.txt"
         return False, f"failed: {one_line(error)}" + (f" (traceback in {trace})" if trace.exists() else "")

@@ -35,3 +35,8 @@ def __getattr__(name: str) -> Any:
     if name in ("probes", "theory"):
         return importlib.import_module(f"depthlab.{name}")
     raise AttributeError(f"module 'depthlab' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Completion finds what is imported late."""
+    return __all__

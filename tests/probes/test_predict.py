@@ -191,10 +191,8 @@ def test_text_has_the_numbers() -> None:
     assert (
         "times 0.5 a layer [0.495, 0.505]; signals: times 0.5 a layer [0.5, 0.5]. chi 0.25, depth scale 0.721" in text
     )
-    assert text.endswith("trainable to about 4.33 layers; out of float32's range at 1,234 layers.")
-    assert str(flat(0.0)).endswith(
-        "depth scale inf, trainable to about inf layers; out of float32's range at no depth."
-    )
+    assert text.endswith("depth scale 0.721; out of float32's range at 1,234 layers.")
+    assert str(flat(0.0)).endswith("depth scale inf; out of float32's range at no depth.")
 
 
 # How deep float32 goes

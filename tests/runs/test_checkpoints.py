@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from depthlab.config import DataConfig, ModelConfig, ProbesConfig, RunConfig, TrainConfig
-from depthlab.runs import Run, Status, execute
+from depthlab.runs import Run, Status, StoreError, execute
 from depthlab.runs import run as module
 from depthlab.runs.checkpoints import MAGIC, Checkpoints
 from depthlab.runs.interrupts import STOPPING, Stop, Stopped, stopping_politely
@@ -77,10 +77,10 @@ def undisturbed(tmp_path: Path) -> Any:
 def test_stopped_after_every_update_it_reads_the_same(name: str, undisturbed: Any) -> None:
     config, stops = CONFIGS[name], 0
     expected = undisturbed(config)
-    while True:
+    while not (run := Run.of(config)).status().finished:
+        assert stops < config.train.steps, "it does not go on, but begins again"
         try:
-            run = execute(config, device=CPU, progress=asking())
-            break
+            execute(config, device=CPU, progress=asking())
         except Stopped:
             stops += 1
             assert Run.of(config).status() is Status.INTERRUPTED
@@ -198,7 +198,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_used(
         payload[draw.randrange(len(payload))] ^= 1 << draw.randrange(8)
     path.write_bytes(payload)
     run = execute(MLP, device=CPU)
-    assert "checkpoint-000000007.pt is damaged: set aside" in capsys.readouterr().err
+    assert "checkpoint-000000007.pt is damaged or of another version: set aside" in capsys.readouterr().err
     assert run.record()["resumed_at_steps"] == [6]
     assert content(run) == expected
 
@@ -286,3 +286,43 @@ def test_killed_at_random_moments_it_reads_the_same(tmp_path: Path) -> None:
     assert kills >= 2
     assert run.record()["resumed_at_steps"]
     assert content(run) == expected
+
+
+def test_a_checkpoint_of_another_version_is_not_taken(interrupted: Run, undisturbed: Any) -> None:
+    expected = undisturbed(MLP)
+    for path in interrupted.folder.glob("checkpoint-*.pt"):
+        state = torch.load(io.BytesIO(path.read_bytes().partition(b"\n")[2]), weights_only=True)
+        path.write_bytes(sealed({**state, "format": 0}))
+    assert content(execute(MLP, device=CPU)) == expected
+
+
+def test_a_checkpoint_that_may_not_be_read_is_no_damage(interrupted: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = Path.read_bytes
+
+    def denied(self: Path) -> bytes:
+        if self.suffix == ".pt":
+            raise PermissionError(13, "Permission denied")
+        return read(self)
+
+    monkeypatch.setattr(Path, "read_bytes", denied)
+    with pytest.raises(StoreError, match="cannot be read: Permission denied"):
+        execute(MLP, device=CPU)
+    monkeypatch.undo()
+    assert len(list(interrupted.folder.glob("checkpoint-*.pt"))) == 2
+
+
+def test_what_a_killed_process_left_half_written_is_removed(interrupted: Run) -> None:
+    (interrupted.folder / ".checkpoint-000000008.pt.x1").write_bytes(b"half")
+    assert {path.name for path in execute(MLP, device=CPU).folder.iterdir()} == {
+        "config.yaml", "run.json", "readings.parquet",
+    }  # fmt: skip
+
+
+def test_parts_that_were_trained_elsewhere_are_told(interrupted: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    path = newest(interrupted)
+    state = torch.load(io.BytesIO(path.read_bytes().partition(b"\n")[2]), weights_only=True)
+    elsewhere = {**state["parts"][-1], "threads": "64"}
+    path.write_bytes(sealed({**state, "parts": [elsewhere]}))
+    record = execute(MLP, device=CPU).record()
+    assert record["earlier_parts"] == [elsewhere]
+    assert "going on from update 7, which was trained with" in capsys.readouterr().err

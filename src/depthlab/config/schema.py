@@ -264,7 +264,9 @@ class SweepConfig:
     workers: int | None = number(None, "runs trained at once (null: one for each core; on a GPU, one)", low=1)
     threads: int | None = number(None, "threads of each run (null: one in a sweep or for an MLP, else all)", low=1)
 
-    checkpoint_seconds: float = number(60.0, "seconds from one checkpoint of a run to the next (0: none)", low=0)
+    checkpoint_seconds: float = number(
+        60.0, "seconds from one checkpoint of a run to the next (0: only when stopped)", low=0
+    )
 
     def __post_init__(self) -> None:
         check_fields(self, "sweep")

@@ -28,6 +28,8 @@ class Budget:
         self._costs: dict[str, deque[float]] = {group: deque(maxlen=SETTLE_AFTER[-1]) for group in intervals}
         self._steps: deque[float] = deque(maxlen=SETTLE_AFTER[-1])
         self._pending: defaultdict[str, float] = defaultdict(float)
+        self._looked: deque[float] = deque(maxlen=SETTLE_AFTER[-1])
+        self._looks = 0
         self._count = 0
         self._spent = 0.0
         self._taken = 0.0
@@ -40,8 +42,11 @@ class Budget:
         """Notes what a group has cost at the present step."""
         self._pending[group] += seconds
 
-    def step(self, seconds: float | None) -> None:
-        """Ends a step that took so long, costs included; None for one whose time is not known, such as the first."""
+    def step(self, seconds: float | None, *, looked: bool = False) -> None:
+        """Ends a step that took so long, costs included; None for one whose time is not known, such as the first.
+
+        looked: whether forward passes were looked at, which makes them slower by more than could be timed.
+        """
         spent = sum(self._pending.values())
         for group in self._pending.keys() & self._costs.keys():
             if self.is_due(group, self._count):
@@ -52,20 +57,34 @@ class Budget:
             return
         self._spent += spent
         self._taken += seconds
-        self._steps.append(seconds - spent)
+        if looked:
+            self._looked.append(seconds - spent)
+            self._looks += 1
+        else:
+            self._steps.append(seconds - spent)
         if self._share is not None and (self._count in SETTLE_AFTER or self._count % SETTLE_AFTER[-1] == 0):
             self._settle(self._share)
 
     @property
     def cost(self) -> float:
         """Time spent on watching over the time that the steps took without it; nan before two steps have passed."""
-        without = self._taken - self._spent
-        return self._spent / without if without > 0 else math.nan
+        spent = self._spent + self._looks * self._untimed
+        without = self._taken - spent
+        return spent / without if without > 0 else math.nan
+
+    @property
+    def _untimed(self) -> float:
+        """Seconds by which a step that was looked at takes longer than others, its timed costs left out."""
+        if not self._looked or not self._steps:
+            return 0.0
+        return max(0.0, statistics.median(self._looked) - statistics.median(self._steps))
 
     def _settle(self, share: float) -> None:
         """Gives each group the interval that keeps it within its part; what cheap groups leave goes to the others."""
-        left = share * statistics.median(self._steps)
+        left = share * statistics.median(self._steps or self._looked)
         needs = {group: statistics.median(costs) for group, costs in self._costs.items() if costs}
+        if "outputs" in needs:
+            needs["outputs"] += self._untimed
         by_need = sorted(needs, key=lambda group: needs[group] / self._least[group])
         for index, group in enumerate(by_need):
             part = left / (len(by_need) - index)

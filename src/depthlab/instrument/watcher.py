@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -64,7 +64,7 @@ def watch(
     every: int = 10,
     budget: float | None = 0.03,
     examples: int = 32,
-    layers: Callable[[str], bool] | None = None,
+    layers: Callable[[str], bool] | Container[str] | None = None,
     scaler: torch.amp.GradScaler | None = None,
 ) -> Watcher:
     """Watches a training from now on; see `Watcher`."""
@@ -114,7 +114,7 @@ class Watcher:
         weights and updates are read at every step.
     budget: share of the training's own time that watching may take. Intervals grow until it is kept; None: they stay.
     examples: how many examples of a batch are sampled for outputs and activations (dead units: always all).
-    layers: which layers to watch, by name; all if not given.
+    layers: which layers to watch: names, or a function that says so of a name; all if not given.
     scaler: the GradScaler, if there is one: gradients of outputs are then those of the unscaled loss.
 
     Gradients are those that the optimiser receives: unscaled, accumulated and clipped. What cannot be read is named in
@@ -130,21 +130,22 @@ class Watcher:
         every: int = 10,
         budget: float | None = 0.03,
         examples: int = 32,
-        layers: Callable[[str], bool] | None = None,
+        layers: Callable[[str], bool] | Container[str] | None = None,
         scaler: torch.amp.GradScaler | None = None,
     ) -> None:
         _check(model, optimizer, probes := known(probes), every, examples)
         self._optimizer, self._scaler = optimizer, scaler
-        self._weights = [weight for weight in candidate_weights(model) if layers is None or layers(weight.layer)]
-        if not self._weights:
-            of_name = " and a name that `layers` lets pass" if layers else ""
+        self._weights = candidate_weights(model)
+        chosen = layers if callable(layers) or layers is None else layers.__contains__
+        self._all = [p for p, weight in enumerate(self._weights) if chosen is None or chosen(weight.layer)]
+        if not self._all:
+            of_name = "" if layers is None else " and a name that `layers` has"
             raise ValueError(f"there is no weight to watch: no parameter of two dimensions or more{of_name}")
-        self._all = range(len(self._weights))
         self._is_compiled = unwrapped(model) is not model and hasattr(model, "_orig_mod")
         parameters = [weight.parameter for weight in self._weights]
         self._probes = probes
         self._parameters = Parameters(parameters, probes)
-        self._signals = Signals(unwrapped(model), parameters, probes, examples=examples)
+        self._signals = Signals(unwrapped(model), parameters, probes, examples=examples, wanted=set(self._all))
         groups = {GROUPS[PROBES[name].site] for name in probes}
         self._budget = Budget(budget, {group: every if group == "outputs" else 1 for group in sorted(groups)})
         self._records = Records()
@@ -186,17 +187,24 @@ class Watcher:
     def step(self, loss: Tensor | float) -> None:
         """Notes the loss of a step, as `train_loss` of the whole network. To be called once after every update.
 
-        Where no update came before it, it is averaged into that of the next (accumulation of gradients).
+        Where no update came before it, it is averaged into that of the next (accumulation of gradients). Raises
+        ValueError if it is not one number.
         """
-        value = loss.detach() if isinstance(loss, Tensor) else torch.tensor(loss)
-        self._losses.append(value.to(torch.float64).reshape(()))
+        begin = time.perf_counter()
+        value = loss.detach() if isinstance(loss, Tensor) else torch.tensor(loss, device="cpu")
+        if value.numel() != 1:
+            raise ValueError(f"loss must be one number, given a tensor of shape {tuple(value.shape)}; reduce it first")
+        self._losses.append(value.reshape(1))
         if self._step > self._steps_with_loss:
-            self._records.add(self._step - 1, "train_loss", (-1,), torch.stack(self._losses).mean()[None])
-            self._losses.clear()
+            losses = self._losses
+            mean = losses[0] if len(losses) == 1 else torch.cat(losses).mean(dtype=torch.float64)[None]
+            self._records.add(self._step - 1, "train_loss", (-1,), mean)
+            self._losses = []
             self._steps_with_loss = self._step
         elif self._scaler is not None and not self._parameters.accumulate():
             self._signals.forget()  # the scaler skipped an update whose gradients overflowed
             self._losses.clear()
+        self._spend("loss", begin)
 
     def __str__(self) -> str:
         """What was watched, how often, and what it cost."""
@@ -275,9 +283,10 @@ class Watcher:
         if self._step == 0:
             self._tell()
         self._step += 1
+        due = self._due
         self._prepare()
         now = self._spend("outputs", begin)
-        self._budget.step(None if self._ended is None else now - self._ended)
+        self._budget.step(None if self._ended is None else now - self._ended, looked="outputs" in due)
         self._ended = now
 
     def _spend(self, group: str, begin: float) -> float:
@@ -327,8 +336,10 @@ class Watcher:
         """
         if self._order:
             new = [position for position in self._signals.order if position not in self._places]
+            new += [position for position in self._all if position not in new and self._is_trained_unseen(position)]
         else:
             new, self._unseen = in_order_of_data(self._weights, self._signals.order, self._signals.parts)
+        new = [position for position in new if position in self._all]
         if not new:
             return
         self._order = [*self._order, *new]
@@ -336,17 +347,23 @@ class Watcher:
         self._places = {position: place for place, position in enumerate(self._order)}
         self._all_places = range(len(self._order))
 
+    def _is_trained_unseen(self, position: int) -> bool:
+        """Of a layer that is used now and then, and was not while passes were looked at."""
+        weight = self._weights[position]
+        is_new = position not in self._places and position not in self._signals.parts
+        return is_new and weight.is_named_so and weight.parameter.grad is not None
+
     def _tell(self) -> None:
         """One warning of all that cannot be read."""
         names = [weight.layer for weight in self._weights]
         reads_outputs = "outputs" in self._budget.intervals
-        parameters = {weight.layer: weight.parameter for weight in self._weights}
+        parameters = {self._weights[position].layer: self._weights[position].parameter for position in self._all}
         idle = [name for name, weight in parameters.items() if weight.requires_grad and weight.grad is None]
         missing = []
         if self._unseen and reads_outputs:
             missing.append(
                 f"outputs of {_listed([names[position] for position in self._unseen])}: no forward pass through them "
-                f"was seen (torch.compile and TorchScript cannot be looked into); weights and gradients are read"
+                f"was seen (it may be inside torch.compile or TorchScript); weights and gradients are read"
             )
         if self._signals.inner and reads_outputs:
             missing.append(
@@ -354,7 +371,13 @@ class Watcher:
                 f"one operation together with others; weights and gradients are read"
             )
         if idle:
-            missing.append(f"gradients of {_listed(idle)}: no gradient reached them in the first step")
+            missing.append(f"gradients of {_listed(idle)}: none has reached them in the first step")
+        owned = {id(parameter) for group in self._optimizer.param_groups for parameter in group["params"]}
+        foreign = [name for name, weight in parameters.items() if weight.requires_grad and id(weight) not in owned]
+        if foreign:
+            missing.append(
+                f"updates of {_listed(foreign)}: the optimizer does not have them, nor resets their gradients"
+            )
         if missing:
             warnings.warn("depthlab cannot read " + "; ".join(missing), stacklevel=2)
 
@@ -363,7 +386,8 @@ def _check(model: nn.Module, optimizer: Optimizer, probes: tuple[str, ...], ever
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, given {type(model).__name__}")
     if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"optimizer must be a torch.optim.Optimizer, given {type(optimizer).__name__}")
+        several = "; with several, watch once for each, with `layers`" if isinstance(optimizer, (list, tuple)) else ""
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer, given {type(optimizer).__name__}{several}")
     if isinstance(optimizer, LBFGS):
         raise TypeError(
             "LBFGS evaluates the loss many times within a step, so that no one gradient belongs to it; "
@@ -372,8 +396,8 @@ def _check(model: nn.Module, optimizer: Optimizer, probes: tuple[str, ...], ever
     if "grad_snr" in probes:
         raise ValueError("grad_snr needs the gradients of several micro-batches: give them to depthlab.measure")
     for name, value in (("every", every), ("examples", examples)):
-        if value < 1:
-            raise ValueError(f"{name}={value} must be 1 or more")
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}={value} must be a whole number, 1 or more")
 
 
 def _listed(names: Sequence[str]) -> str:

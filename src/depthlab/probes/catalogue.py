@@ -89,7 +89,7 @@ SCALE_WITH_LOSS = {"grad_norm", "grad_rms", "grad_std", "backward_norm", "backwa
 
 def known(names: Iterable[str]) -> tuple[str, ...]:
     """The names, each once. Raises ValueError on one that is no probe."""
-    wanted = tuple(dict.fromkeys(names))
+    wanted = (names,) if isinstance(names, str) else tuple(dict.fromkeys(names))
     for name in wanted:
         if name not in PROBES:
             raise ValueError(f"probe {name!r} must be one of {', '.join(PROBES)}{suggest(name, tuple(PROBES))}")

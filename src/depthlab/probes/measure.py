@@ -154,7 +154,7 @@ class _Pass:
         everything = range(len(self._weights))
         for one in self._weights:
             one.parameter.grad = None  # what was left from before it was frozen
-        self._signals.open()
+        self._signals.open(alone=True)
         try:
             with torch.random.fork_rng(devices=self._devices):  # every pass draws the same
                 gradients = self._gradients(shift)
@@ -218,11 +218,10 @@ def _untouched(model: nn.Module) -> Iterator[None]:
             module.training = mode
         for parameter, gradient in gradients:
             parameter.grad = gradient
-        with torch.no_grad():
-            for (module, name, buffer), content in zip(buffers, contents, strict=True):
-                module._buffers[name] = buffer
-                if buffer is not None and content is not None:
-                    buffer.copy_(content)
+        for (module, name, buffer), content in zip(buffers, contents, strict=True):
+            module._buffers[name] = buffer
+            if buffer is not None and content is not None:
+                buffer.data.copy_(content)  # not `buffer.copy_`: passes whose backward is still to come have saved it
 
 
 def _checked(probes: Iterable[str], closures: Sequence[Closure]) -> Sequence[str]:

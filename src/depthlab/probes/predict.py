@@ -62,7 +62,10 @@ class Prediction:
 
     @property
     def trainable_depth(self) -> float:
-        """About how deep such a net still trains: 6 xi layers (Schoenholz et al. 2017)."""
+        """6 xi layers: about how deep a plain random net of this depth scale still trains (Schoenholz et al. 2017).
+
+        Of nets with skips or norms nothing of the kind is known.
+        """
         return 6.0 * self.depth_scale
 
     def __str__(self) -> str:
@@ -75,8 +78,7 @@ class Prediction:
             f"{len(self.layers)} weight layers. Gradients {verdict} towards the input: times {backward:.3g} a layer "
             f"[{math.exp(-self.backward.high):.3g}, {math.exp(-self.backward.low):.3g}]; signals: times {forward:.3g} "
             f"a layer [{math.exp(self.forward.low):.3g}, {math.exp(self.forward.high):.3g}]. chi {self.chi:.3g}, "
-            f"depth scale {self.depth_scale:.3g}, trainable to about {self.trainable_depth:.3g} layers; out of "
-            f"float32's range at {deep}."
+            f"depth scale {self.depth_scale:.3g}; out of float32's range at {deep}."
         )
 
 
@@ -88,7 +90,7 @@ def predict(model: nn.Module, batch: Any) -> Prediction:
     ...     layer.weight.data = torch.eye(50) / 2
     >>> print(predict(model, torch.ones(3, 50)))  # doctest: +NORMALIZE_WHITESPACE +ELLIPSIS
     6 weight layers. Gradients vanish towards the input: times 0.5 a layer [0.5, 0.5]; signals: times 0.5 a layer
-    [0.5, 0.5]. chi 0.25, depth scale 0.721, trainable to about 4.33 layers; out of float32's range at 12... layers.
+    [0.5, 0.5]. chi 0.25, depth scale 0.721; out of float32's range at 12... layers.
 
     batch: what the model is called with: a tensor, a tuple of arguments, or a mapping of keyword arguments; targets
         are not needed, since the gradient that starts at the output is drawn at random (of norm 1, always the same).
@@ -123,8 +125,8 @@ def _random_loss(outputs: Any) -> Tensor:
     output = _first(outputs)
     if output is None:
         raise ValueError(f"the model must return a tensor of numbers, alone or in a collection; given {type(outputs)}")
-    generator = torch.Generator().manual_seed(0)
-    direction = torch.randn(output.shape, generator=generator, dtype=torch.float64)
+    generator = torch.Generator(device="cpu").manual_seed(0)
+    direction = torch.randn(output.shape, generator=generator, dtype=torch.float64, device="cpu")
     loss: Tensor = (output * (direction / direction.norm()).to(output)).sum()
     return loss
 

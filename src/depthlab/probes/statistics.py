@@ -251,14 +251,14 @@ def _norms_on_cpu(tensors: Sequence[Tensor]) -> Tensor:
             if whole < entries:
                 short.append(line[whole:])
                 of_lines.append(position)
-    lines = torch.stack(torch._foreach_norm(short)) if short else torch.empty(0)
+    lines = torch.stack(torch._foreach_norm(short)) if short else torch.empty(0, device="cpu")
     if len(short) == len(tensors) and not pieces:
         return _checked_in_float64(lines.to(torch.float64), tensors)
     for position, each in zip(of_pieces, pieces, strict=True):
         of_lines += [position] * len(each)
     squares = torch.cat([lines, *pieces]).to(torch.float64).square()
-    found = torch.zeros(len(tensors), dtype=torch.float64)
-    found = found.index_add_(0, torch.tensor(of_lines, dtype=torch.int64), squares).sqrt_()
+    found = torch.zeros(len(tensors), dtype=torch.float64, device="cpu")
+    found = found.index_add_(0, torch.tensor(of_lines, dtype=torch.int64, device="cpu"), squares).sqrt_()
     found[untried] = math.nan
     return _checked_in_float64(found, tensors)
 

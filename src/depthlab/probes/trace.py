@@ -8,6 +8,7 @@ contracts a parameter with data.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -57,6 +58,12 @@ FAST_PATHS = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAtt
 class Observer(Protocol):
     """What a trace calls, in the order of data. Tensors are detached, and may be changed later: copy what you keep."""
 
+    def begin(self) -> object:
+        """A forward pass begins; what is returned stands for it in `output_gradient` and `reached`."""
+
+    def reached(self, forward: Any) -> None:
+        """The backward pass has come to what a forward pass gave out, or cannot be told to come there."""
+
     def output(self, weight: int, tensor: Tensor, *, channels: int, inner: Sequence[int]) -> None:
         """A weight layer gave out a tensor whose units are along dimension `channels`.
 
@@ -66,8 +73,8 @@ class Observer(Protocol):
     def activation(self, weight: int, kind: str, before: Tensor, apply: Callable[[], Any]) -> Any:
         """An activation is about to be applied to what came of a weight layer; returns what `apply` returns."""
 
-    def output_gradient(self, weight: int, gradient: Tensor) -> None:
-        """The gradient of the loss with respect to an output of a weight layer."""
+    def output_gradient(self, forward: Any, weight: int, gradient: Tensor) -> None:
+        """The gradient of the loss with respect to an output of a weight layer in a forward pass."""
 
 
 class Trace:
@@ -81,6 +88,8 @@ class Trace:
     sum) count as the largest that they come from. An operation of several weights (LSTM, attention) has the output of
     its last one. Nothing inside torch.compile is shown.
     """
+
+    _alone: Trace | None = None
 
     def __init__(
         self, model: nn.Module, weights: Iterable[Tensor], observer: Observer, *, gradients: bool = True
@@ -100,6 +109,8 @@ class Trace:
         self._compiled_in_place: dict[nn.Module, Any] = {}
         self._root: nn.Module | None = None
         self._depth = 0
+        self._thread = 0
+        self._pass: Any = None
         self.parts: set[int] = set()
         """Weights that, so far, were seen only as parts of larger ones."""
         self.seconds = 0.0
@@ -111,8 +122,10 @@ class Trace:
         """Whether passes are shown."""
         return bool(self._handles)
 
-    def open(self) -> None:
-        """Begins to show passes."""
+    def open(self, *, alone: bool = False) -> None:
+        """Begins to show passes; alone: no other trace is shown any until this one is closed."""
+        if alone:
+            Trace._alone = self
         if not self._handles:
             self._constant = {id(tensor): tensor for tensor in (*self._model.parameters(), *self._model.buffers())}
             self._handles = list(self._attach())
@@ -123,6 +136,9 @@ class Trace:
             handle.remove()
         self._handles.clear()
         self._constant.clear()
+        self._end_pass()
+        if Trace._alone is self:
+            Trace._alone = None
         for module, call in self._compiled_in_place.items():
             module._compiled_call_impl = call
         self._compiled_in_place.clear()
@@ -142,12 +158,15 @@ class Trace:
                 module._compiled_call_impl = self._without_mode(module._compiled_call_impl)
 
     def _enter(self, module: nn.Module, _inputs: Any) -> None:
-        if torch.compiler.is_compiling() or module not in self._modules:
+        if torch.compiler.is_compiling() or module not in self._modules or not self._is_own_thread():
             return
         cannot_be_seen = hasattr(module, "_orig_mod") or (isinstance(module, FAST_PATHS) and not module.training)
         if self._root is None:
-            if torch.is_grad_enabled() and not cannot_be_seen:
-                self._root, self._depth = module, 1
+            is_shown = Trace._alone is None or Trace._alone is self
+            if torch.is_grad_enabled() and not cannot_be_seen and is_shown:
+                if not _in_backward():
+                    self._pass = self._observer.begin()
+                self._root, self._depth, self._thread = module, 1, threading.get_ident()
                 self._mode.__enter__()  # type: ignore[no-untyped-call]
         elif module is self._root:
             self._depth += 1
@@ -155,8 +174,11 @@ class Trace:
             self._paused = module
             self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
-    def _leave(self, module: nn.Module, _inputs: Any, _output: Any) -> None:
-        if torch.compiler.is_compiling():
+    def _is_own_thread(self) -> bool:
+        return self._root is None or self._thread == threading.get_ident()
+
+    def _leave(self, module: nn.Module, _inputs: Any, output: Any) -> None:
+        if torch.compiler.is_compiling() or not self._is_own_thread():
             return
         if module is self._paused:
             self._paused = None
@@ -164,10 +186,30 @@ class Trace:
         elif module is self._root:
             self._depth -= 1
             if self._depth == 0:
-                self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-                self._root = self._last = None
-                self._derived.clear()
-                self._held.clear()
+                self._end_pass()
+                self._watch_for_backward(output)
+
+    def _watch_for_backward(self, output: Any) -> None:
+        """Tells a pass that is trained from one whose outputs come to no loss: an evaluation, a skipped batch."""
+        if _in_backward():
+            return
+        forward = self._pass
+        given = [tensor for tensor in _tensors((output,)) if tensor.requires_grad]
+        for tensor in given:
+            _whole(tensor).register_hook(lambda _: self._observer.reached(forward))  # type: ignore[no-untyped-call]
+        if not given:
+            self._observer.reached(forward)
+
+    def _end_pass(self) -> None:
+        """Also of one that Ctrl-C has broken off, for which torch runs no hook, or that updates its own weights."""
+        if self._root is None:
+            return
+        if self._paused is None:
+            self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        self._root = self._paused = self._last = None
+        self._depth = 0
+        self._derived.clear()
+        self._held.clear()
 
     def _without_mode(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def paused(*args: Any, **kwargs: Any) -> Any:
@@ -177,7 +219,8 @@ class Trace:
             try:
                 return call(*args, **kwargs)
             finally:
-                self._mode.__enter__()  # type: ignore[no-untyped-call]
+                if self._root is not None:
+                    self._mode.__enter__()  # type: ignore[no-untyped-call]
 
         return paused
 
@@ -207,6 +250,8 @@ class Trace:
         result = apply()
         if name in LAYERS:
             used = self._weights_of(tensors[LAYERS[name] :])
+            if not used:
+                self._last = None  # of a layer whose weight is none of ours: what follows it is its own
             if name == "multi_head_attention_forward":
                 used = self._with_last(used, kwargs.get("out_proj_weight", args[11] if len(args) > 11 else None))
         else:
@@ -217,7 +262,7 @@ class Trace:
             if name not in PRODUCTS:
                 return result
         if used:
-            self._give_out(used, next(iter(_tensors((result,))), None), channels=1 if name.startswith("conv") else -1)
+            self._give_out(used, next(iter(_tensors((result,))), None), channels=_channels(name))
         return result
 
     def _weights_of(self, tensors: Iterable[Tensor]) -> list[int]:
@@ -245,18 +290,18 @@ class Trace:
             return
         weight = used[-1]
         if output.requires_grad and self._shows_gradients:
-            # on the tensor, not a module: a module's backward hook breaks in-place operations that follow; and on what
-            # the tensor is a view of, as that of tokens is of a matrix: a view that is changed in place loses its hooks
-            base = output._base
-            whole = output if base is None or base.is_leaf or base.numel() != output.numel() else base
-            whole.register_hook(lambda gradient: self._gradient(weight, gradient))  # type: ignore[no-untyped-call]
+            # on the tensor, not a module: a module's backward hook breaks in-place operations that follow
+            forward = self._pass
+            _whole(output).register_hook(  # type: ignore[no-untyped-call]
+                lambda gradient: self._gradient(forward, weight, gradient)
+            )
         if not _in_backward():
             self._last = weight
             self._observer.output(weight, output.detach(), channels=channels, inner=used[:-1])
 
-    def _gradient(self, weight: int, gradient: Tensor) -> None:
+    def _gradient(self, forward: Any, weight: int, gradient: Tensor) -> None:
         begin = time.perf_counter()
-        self._observer.output_gradient(weight, gradient.detach())
+        self._observer.output_gradient(forward, weight, gradient.detach())
         self.seconds += time.perf_counter() - begin
 
 
@@ -268,7 +313,7 @@ class _Mode(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
             return func(*args, **(kwargs or {}))
         return self._trace.call(func, args, kwargs or {})
 
@@ -280,7 +325,20 @@ def _tensors(values: Iterable[Any]) -> list[Tensor]:
             found.append(value)
         elif isinstance(value, (tuple, list)):
             found += _tensors(value)
+        elif isinstance(value, Mapping):
+            found += _tensors(value.values())
     return found
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """What a tensor is a view of, if that is all of it (tokens of a matrix): changed in place, views lose hooks."""
+    base = tensor._base
+    return tensor if base is None or base.is_leaf or base.numel() != tensor.numel() else base
+
+
+def _channels(name: str) -> int:
+    """The dimension along which an operation's output has its units: conv2d's third from the end, else the last."""
+    return -1 - int(name[-2]) if name.startswith("conv") else -1
 
 
 def _in_backward() -> bool:

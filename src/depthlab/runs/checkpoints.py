@@ -17,15 +17,17 @@ import torch
 
 from depthlab.config import PROTOCOL
 from depthlab.runs.progress import tell
-from depthlab.runs.store import Run, replacing
+from depthlab.runs.store import Run, StoreError, replacing
 
 KEPT = 2
 PATTERN = "checkpoint-*.pt"
 MAGIC = b"depthlab checkpoint sha256 "
+FORMAT = 1
+"""Raise it whenever what a checkpoint holds changes: one of another format is not used."""
 
 
 class Checkpoints:
-    """The checkpoints of one run. every: seconds from one to the next, at the least; 0 for none."""
+    """The checkpoints of one run. every: seconds from one to the next; 0: only when asked to stop."""
 
     def __init__(self, run: Run, every: float) -> None:
         self._run, self._every = run, every
@@ -41,7 +43,8 @@ class Checkpoints:
         Raises StoreError on a full disk.
         """
         content = io.BytesIO()
-        torch.save({"key": self._run.key, "protocol": PROTOCOL, "step": step, **state}, content)
+        identity = {"key": self._run.key, "protocol": PROTOCOL, "format": FORMAT}
+        torch.save({**identity, "step": step, **state}, content)
         payload = content.getvalue()
         line = MAGIC + hashlib.sha256(payload).hexdigest().encode() + b"\n"
         with replacing(self._run.folder / f"checkpoint-{step:09d}.pt") as temporary:
@@ -58,14 +61,20 @@ class Checkpoints:
                 return state
             path.replace(path.with_suffix(".damaged"))
             tell(
-                f"{path} is damaged: set aside as {path.stem}.damaged, going on from the one before it, if there is one"
+                f"{path} is damaged or of another version: set aside as {path.stem}.damaged; going on from the one "
+                f"before it, if there is one"
             )
         return None
 
     def remove(self) -> None:
         """Deletes all, for a run that is finished."""
-        for path in (*self._files(), *self._run.folder.glob("checkpoint-*.damaged")):
-            path.unlink(missing_ok=True)
+        for pattern in (
+            PATTERN,
+            "checkpoint-*.damaged",
+            ".checkpoint-*",
+        ):  # the last: of a process killed while writing
+            for path in self._run.folder.glob(pattern):
+                path.unlink(missing_ok=True)
 
     def _files(self) -> list[Path]:
         return sorted(self._run.folder.glob(PATTERN), reverse=True)
@@ -73,13 +82,16 @@ class Checkpoints:
     def _read(self, path: Path) -> dict[str, Any] | None:
         try:
             line, _, payload = path.read_bytes().partition(b"\n")
-        except OSError:
+        except FileNotFoundError:
             return None
+        except OSError as error:
+            raise StoreError(f"{path} cannot be read: {error.strerror}; give this account access to it") from error
         if line != MAGIC + hashlib.sha256(payload).hexdigest().encode():
             return None
         try:
             state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
         except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError):
             return None
-        is_own = isinstance(state, dict) and (state.get("key"), state.get("protocol")) == (self._run.key, PROTOCOL)
+        identity = {"key": self._run.key, "protocol": PROTOCOL, "format": FORMAT}
+        is_own = isinstance(state, dict) and all(state.get(name) == value for name, value in identity.items())
         return state if is_own else None

@@ -6,7 +6,7 @@ import copy
 import math
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +20,7 @@ from depthlab.config import PROTOCOL, DataConfig, RunConfig, flat
 from depthlab.probes import Row
 from depthlab.runs.checkpoints import Checkpoints
 from depthlab.runs.interrupts import Stop, Stopped, stopping_politely
+from depthlab.runs.progress import tell
 from depthlab.runs.provenance import provenance
 from depthlab.runs.store import COLUMNS, Run, Status
 from depthlab.training import Evaluation, Update, build_optimizer, evaluate, train
@@ -52,7 +53,7 @@ def execute(
     its last checkpoint when it is asked for again, and gives the same readings as if it had not been, to the bit if
     device and number of threads are the same.
 
-    checkpoint_seconds: time from one checkpoint to the next, 0 for none.
+    checkpoint_seconds: time from one checkpoint to the next; 0: one only when asked to stop.
     Raises StoreError if the run's directory is damaged or cannot be written, DataError if the data cannot be had.
     """
     run = Run.of(config, root)
@@ -72,15 +73,17 @@ def execute(
             **provenance(),
         }
         run.begin(config, record)
+        origin = {name: str(record[name]) for name in ("commit", "device", "threads")}
+        origin["torch"] = str(torch.__version__)  # not of torch's own type, which a checkpoint may not hold
         checkpoints = Checkpoints(run, checkpoint_seconds)
         trial = None
         try:
             with stopping_politely() as stop, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-                trial = Trial(config, device, progress, checkpoints=checkpoints, stop=stop)
+                trial = Trial(config, device, progress, checkpoints=checkpoints, stop=stop, origin=origin)
                 outcome = trial.run()
             readings = outcome.pop("readings")
             wall = trial.seconds_before + time.perf_counter() - started
-            resumed = {"resumed_at_steps": trial.resumed} if trial.resumed else {}
+            resumed = {"resumed_at_steps": trial.resumed, "earlier_parts": trial.earlier} if trial.resumed else {}
             run.end(readings, {**outcome, "wall_seconds": round(wall, 3), **resumed, **record})
             checkpoints.remove()
         except Exception as error:
@@ -110,6 +113,7 @@ class Trial:
         *,
         checkpoints: Checkpoints | None = None,
         stop: Stop | None = None,
+        origin: Mapping[str, str] | None = None,
     ) -> None:
         self.config = config
         self.progress = progress
@@ -127,6 +131,8 @@ class Trial:
         self.started = time.perf_counter()
         self.seconds_before = 0.0
         self.resumed: list[int] = []
+        self.origin = dict(origin or {})
+        self.earlier: list[dict[str, str]] = []
         self.done = 0
         self.rows: list[tuple[int, str, int, str, float]] = []
         self.pending: list[tuple[int, torch.Tensor]] = []
@@ -200,6 +206,7 @@ class Trial:
             "validation_error": self.validation_error,
             "seconds": self.seconds_before + time.perf_counter() - self.started,
             "resumed": self.resumed,
+            "parts": [*self.earlier, self.origin],
         }
 
     def _resume(self) -> None:
@@ -216,6 +223,9 @@ class Trial:
             self.chosen.evaluations_since = chosen["evaluations_since"]
         self.last_loss, self.validation_error = state["last_loss"], state["validation_error"]
         self.seconds_before, self.resumed = state["seconds"], [*state["resumed"], self.done]
+        self.earlier = state["parts"]
+        if self.origin != self.earlier[-1]:
+            tell(f"going on from update {self.done}, which was trained with {self.earlier[-1]}; now {self.origin}")
 
     def _fetch(self) -> bool:
         """Moves losses to the host; False if one of them is not finite."""

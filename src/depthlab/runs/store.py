@@ -29,6 +29,7 @@ import pandas as pd
 import yaml
 
 from depthlab.config import RunConfig, to_mapping
+from depthlab.runs.progress import tell
 
 COLUMNS = {"step": "int64", "layer": "str", "depth": "int64", "probe": "str", "value": "float64"}
 
@@ -65,6 +66,10 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     Status.DONE: ("steps", "metrics", "wall_seconds"),
 }
 """What run.json holds besides provenance, by its status."""
+
+
+SILENT_FOR = 1.0
+"""Seconds for which a lock is waited for without a word."""
 
 
 def results_root() -> Path:
@@ -136,11 +141,20 @@ class Run:
         lock = filelock.SoftFileLock(self.folder / "lock")
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
+            try:
+                lock.acquire(timeout=SILENT_FOR)
+            except filelock.Timeout:
+                self._tell_who_has(Path(lock.lock_file))
+                lock.acquire()
         try:
             yield
         finally:
             lock.release()
+
+    def _tell_who_has(self, lock: Path) -> None:
+        with suppress(OSError):
+            holder = " ".join(lock.read_text(encoding="utf-8", errors="replace").split())
+            tell(f"waiting for {lock}, which process and host hold: {holder}; delete it if that process is gone")
 
     def is_locked(self) -> bool:
         """Whether a process that is alive trains the run."""

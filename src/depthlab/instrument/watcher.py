@@ -334,6 +334,8 @@ class Watcher:
 
         A layer that comes into play later than others stands behind them, so that no depth ever changes.
         """
+        if len(self._places) == len(self._all):
+            return
         if self._order:
             new = [position for position in self._signals.order if position not in self._places]
             new += [position for position in self._all if position not in new and self._is_trained_unseen(position)]

@@ -114,16 +114,6 @@ def test_ctrl_c_says_how_to_go_on(
     assert "1 done" in depthlab("runs").out
 
 
-def test_a_run_that_another_process_trains_is_waited_for_aloud(
-    depthlab: Callable[..., Any], tiny: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (launch,) = Composer(experiments.folder("configs")).sweep(tiny)
-    run = runs.Run.of(launch.run)
-    run.folder.mkdir(parents=True)
-    run.begin(launch.run, {})
-    assert f"waiting for it to let go of {run.folder}/lock" in depthlab("train", *tiny).error
-
-
 def test_a_sweep_trains_what_is_missing(
     depthlab: Callable[..., Any], tiny: list[str], swept: list[list[RunConfig]], trained: list[RunConfig]
 ) -> None:

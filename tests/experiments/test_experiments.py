@@ -80,7 +80,6 @@ ABOUT_LAYERS = {
 """Claims that compare layers of one net, not nets: they are true of every net here, whatever its label."""
 
 
-@pytest.mark.skipif("degradation" not in COMMITTED, reason="there are no committed readings of degradation")
 def test_claims_about_layers_fail_where_gradients_do_vanish():
     """A factor of 0.8 a layer is put into the gradients of the committed readings."""
     script = experiments.script("degradation")

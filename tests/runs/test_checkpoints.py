@@ -43,7 +43,7 @@ CNN = RunConfig(
     train=TrainConfig(steps=9, batch_size=20, eval_every=3, optimizer="sgd", momentum=0.9, nesterov=True, l1=1e-4),
     probes=ProbesConfig(every=4),
 )
-STOPPED_EARLY = dataclasses.replace(MLP, train=dataclasses.replace(MLP.train, early_stopping=1, steps=40))
+STOPPED_EARLY = dataclasses.replace(MLP, train=dataclasses.replace(MLP.train, early_stopping=3, steps=60))
 EXPLODING = dataclasses.replace(
     MLP, train=dataclasses.replace(MLP.train, optimizer="sgd", lr=100.0, steps=100), model=ModelConfig(depth=6, width=8)
 )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import socket
 import sys
 import time
 from pathlib import Path
@@ -32,7 +34,9 @@ def test_every_directory_has_an_entry(tiny: RunConfig, results: Path) -> None:
     for run in (failed, running, damaged, unreadable):
         run.folder.mkdir()
     failed.end_early({"status": "failed", "error": "ValueError: no luck"}, None)
-    running.begin(dataclasses.replace(tiny, seed=5), {"started": "2020-01-01T00:00:00+00:00"})
+    here = {"host": socket.gethostname(), "pid": os.getpid(), "started": "2020-01-01T00:00:00+00:00"}
+    running.begin(dataclasses.replace(tiny, seed=5), here)
+    (running.folder / "lock").touch()
     (damaged.folder / "run.json").write_text("{")
     done_too = execute(dataclasses.replace(tiny, seed=9), device=CPU)
     (done_too.folder / "config.yaml").write_text("model: {depth: deep}")

@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 import torch
 
 from depthlab.config import RunConfig
-from depthlab.runs import Run, Status, StoreError, execute, results_root, runs_root
+from depthlab.runs import Run, Status, StoreError, execute, locks, results_root, runs_root
 from depthlab.runs.store import COLUMNS, writing
 
 CPU = torch.device("cpu")
@@ -65,15 +66,34 @@ def test_a_run_that_is_not_there_is_missing(tiny: RunConfig) -> None:
         ({"status": "diverged", "diverged_step": 3, "wall_seconds": 1.0}, Status.DIVERGED),
         ({"status": "failed", "error": "ValueError"}, Status.FAILED),
         ({"status": "interrupted"}, Status.INTERRUPTED),
-        ({"status": "running", "host": HERE, "pid": os.getpid()}, Status.RUNNING),
-        ({"status": "running", "host": HERE, "pid": dead_pid()}, Status.INTERRUPTED),
-        ({"status": "running", "host": "another", "pid": dead_pid()}, Status.RUNNING),
+        ({"status": "running", "host": HERE, "pid": os.getpid()}, Status.INTERRUPTED),
     ],
 )
 def test_states(tmp_path: Path, record: dict[str, Any], status: Status) -> None:
     run = stored(tmp_path, record)
     assert run.status() is status
     assert run.status().finished == (status in (Status.DONE, Status.DIVERGED))
+
+
+@pytest.mark.parametrize(
+    ("holder", "silent_for", "status"),
+    [
+        ({"host": HERE, "pid": os.getpid()}, 0.5, Status.RUNNING),
+        ({"host": HERE, "pid": os.getpid()}, 1.5, Status.INTERRUPTED),  # another process has that number by now
+        ({"host": HERE, "pid": dead_pid()}, 0.5, Status.INTERRUPTED),
+        ({"host": "another", "pid": dead_pid()}, 0.5, Status.RUNNING),
+        ({"host": "another", "pid": os.getpid()}, 1.5, Status.INTERRUPTED),
+    ],
+)
+def test_who_runs_gives_signs_of_life(
+    tmp_path: Path, holder: dict[str, Any], silent_for: float, status: Status
+) -> None:
+    run = stored(tmp_path, {"status": "running", **holder})
+    lock = run.folder / "lock"
+    lock.touch()
+    renewed = time.time() - silent_for * locks.LEASE
+    os.utime(lock, (renewed, renewed))
+    assert run.status() is status
 
 
 DAMAGED = [

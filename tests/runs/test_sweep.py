@@ -91,7 +91,7 @@ def test_a_killed_process_that_took_the_count_along_stops_nobody(
     keeper.join()
     monkeypatch.setattr(workers, "_steps", count)
     began = time.monotonic()
-    assert workers._train_one(tiny, results / "runs", CPU)[0]
+    assert workers._train_one(tiny, results / "runs", CPU).succeeded
     assert time.monotonic() - began < LONG
 
 
@@ -278,3 +278,29 @@ def test_what_runs_cost(tiny: RunConfig) -> None:
     found: dict[str, Any] = cost(configs)
     assert found["process_seconds"] == round(sum(times), 1)
     assert (found["count"], found["devices"], found["threads"]) == (2, ["cpu"], [torch.get_num_threads()])
+
+
+@pytest.mark.slow
+def test_eight_sweeps_at_once_train_each_of_forty_runs_once(results: Path, tmp_path: Path) -> None:
+    """And they share the work: what one of them trains, the others leave to it."""
+    settings = [
+        "data=synthetic",
+        "train.steps=300",
+        "train.batch_size=20",
+        "train.lr=0.001",
+        "seed=range(40)",
+        "sweep.workers=1",
+    ]
+    command = [sys.executable, "-m", "depthlab", "train", "-m", *settings]
+    sweeps = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(8)]
+    counts = []
+    for process in sweeps:
+        out, error = process.communicate(timeout=3 * LONG)
+        assert process.returncode == 0, error
+        counts.append([int(word) for word in out.split() if word.isdigit()])
+    assert [sum(count) for count in counts] == [40] * 8
+    assert sum(trained for trained, _, _ in counts) == 40
+    assert sum(trained > 0 for trained, _, _ in counts) >= 2
+    records = [Run(folder).record() for folder in (results / "runs").iterdir()]
+    assert [record["status"] for record in records] == ["done"] * 40
+    assert all("resumed_at_steps" not in record for record in records)

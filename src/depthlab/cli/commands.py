@@ -175,8 +175,6 @@ def _train_one(launch: Launch, device: torch.device) -> int:
     prepare_process(launch.sweep.threads or (1 if config.model.family == "mlp" else available_cores()))
     run = runs.Run.of(config)
     was_there = run.status().finished
-    if run.status() is runs.Status.RUNNING:
-        print(f"another process trains this run; waiting for it to let go of {run.folder / 'lock'}", file=sys.stderr)
     with _Progress(config) as progress:
         runs.execute(config, device=device, progress=progress, checkpoint_seconds=launch.sweep.checkpoint_seconds)
     record = run.record()

@@ -21,6 +21,9 @@ from depthlab.runs.store import Run, StoreError, replacing
 
 KEPT = 2
 PATTERN = "checkpoint-*.pt"
+LEFT_BEHIND = (PATTERN, "checkpoint-*.damaged", ".checkpoint-*")
+"""All there may be; the last is of a process that was killed while it wrote one."""
+
 MAGIC = b"depthlab checkpoint sha256 "
 FORMAT = 1
 """Raise it whenever what a checkpoint holds changes: one of another format is not used."""
@@ -68,11 +71,7 @@ class Checkpoints:
 
     def remove(self) -> None:
         """Deletes all, for a run that is finished."""
-        for pattern in (
-            PATTERN,
-            "checkpoint-*.damaged",
-            ".checkpoint-*",
-        ):  # the last: of a process killed while writing
+        for pattern in LEFT_BEHIND:
             for path in self._run.folder.glob(pattern):
                 path.unlink(missing_ok=True)
 
@@ -82,8 +81,6 @@ class Checkpoints:
     def _read(self, path: Path) -> dict[str, Any] | None:
         try:
             line, _, payload = path.read_bytes().partition(b"\n")
-        except FileNotFoundError:
-            return None
         except OSError as error:
             raise StoreError(f"{path} cannot be read: {error.strerror}; give this account access to it") from error
         if line != MAGIC + hashlib.sha256(payload).hexdigest().encode():

@@ -19,14 +19,13 @@ class Stop:
 
     def __init__(self) -> None:
         self.asked = False
-        self.by: signal.Signals | None = None
 
-    def __call__(self, number: int, _frame: FrameType | None) -> None:
+    def __call__(self, _number: int, _frame: FrameType | None) -> None:
         """The handler of the signals."""
         # a worker may be asked twice, by a scheduler and by its parent; what ends it at once is its parent's SIGKILL
         if self.asked and multiprocessing.parent_process() is None:
             raise KeyboardInterrupt
-        self.asked, self.by = True, signal.Signals(number)
+        self.asked = True
 
 
 class Stopped(KeyboardInterrupt):
@@ -35,42 +34,34 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def stopping_politely() -> Iterator[Stop]:
-    """Turns the first of these signals into `Stop.asked`; the second raises KeyboardInterrupt, wherever it comes.
-
-    Signals that are ignored stay so. In a thread that is not the main one nothing can be set, and nothing is.
-    """
+    """Turns the first of these signals into `Stop.asked`; the second raises KeyboardInterrupt, wherever it comes."""
     stop = Stop()
-    before: dict[signal.Signals, Any] = {}
-    if threading.current_thread() is threading.main_thread():
-        before = _handled_by(stop)
-    try:
+    with _handling(stop):
         yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager
 def interrupted_by_all() -> Iterator[None]:
     """Makes each of these signals raise KeyboardInterrupt, as Ctrl-C does."""
-    before: dict[signal.Signals, Any] = {}
-    if threading.current_thread() is threading.main_thread():
-        before = _handled_by(_interrupt)
-    try:
+    with _handling(_interrupt):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _handled_by(handler: Callable[[int, FrameType | None], None]) -> dict[signal.Signals, Any]:
-    """Sets the handler of all that are not ignored, and returns those that were there before."""
-    before = {number: signal.getsignal(number) for number in STOPPING}
-    before = {number: old for number, old in before.items() if old is not signal.SIG_IGN}
+@contextmanager
+def _handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Sets the handler of all that are not ignored; in a thread that is not the main one nothing can be set."""
+    before: dict[signal.Signals, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        handlers = {number: signal.getsignal(number) for number in STOPPING}
+        before = {number: old for number, old in handlers.items() if old is not signal.SIG_IGN}
     for number in before:
         signal.signal(number, handler)
-    return before
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
+import os
+import socket
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +23,7 @@ from depthlab.config import PROTOCOL, DataConfig, RunConfig, flat
 from depthlab.probes import Row
 from depthlab.runs.checkpoints import Checkpoints
 from depthlab.runs.interrupts import Stop, Stopped, stopping_politely
+from depthlab.runs.locks import LeaseLostError
 from depthlab.runs.progress import tell
 from depthlab.runs.provenance import provenance
 from depthlab.runs.store import COLUMNS, Run, Status
@@ -44,6 +48,7 @@ def execute(
     device: torch.device,
     progress: Progress | None = None,
     checkpoint_seconds: float = 60.0,
+    wait: bool = True,
 ) -> Run:
     """The finished run of a configuration: loaded if it is there, trained if it is not.
 
@@ -54,19 +59,23 @@ def execute(
     device and number of threads are the same.
 
     checkpoint_seconds: time from one checkpoint to the next; 0: one only when asked to stop.
-    Raises StoreError if the run's directory is damaged or cannot be written, DataError if the data cannot be had.
+    wait: whether to wait for another process that trains the run, or to raise HeldError.
+    Raises StoreError if the run's directory is damaged or cannot be written, LeaseLostError if another process has
+    taken the run over, DataError if the data cannot be had.
     """
     run = Run.of(config, root)
-    if run.status().finished:
+    if _is_finished(run):
         return run
-    with run.locked():
-        if run.status().finished:
+    with run.locked(wait=wait) as lease:
+        if _is_finished(run):
             return run
         started = time.perf_counter()
         record = {
             "key": run.key,
             "protocol": PROTOCOL,
             "settings": {name: value for name, value in flat(config).items() if value != flat(RunConfig())[name]},
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "device": _device_name(device),
             "threads": torch.get_num_threads(),
@@ -77,15 +86,23 @@ def execute(
         origin["torch"] = str(torch.__version__)  # not of torch's own type, which a checkpoint may not hold
         checkpoints = Checkpoints(run, checkpoint_seconds)
         trial = None
+
+        def watched(*how_far: Any) -> None:
+            lease.check()
+            if progress is not None:
+                progress(*how_far)
+
         try:
             with stopping_politely() as stop, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-                trial = Trial(config, device, progress, checkpoints=checkpoints, stop=stop, origin=origin)
+                trial = Trial(config, device, watched, checkpoints=checkpoints, stop=stop, origin=origin)
                 outcome = trial.run()
             readings = outcome.pop("readings")
             wall = trial.seconds_before + time.perf_counter() - started
             resumed = {"resumed_at_steps": trial.resumed, "earlier_parts": trial.earlier} if trial.resumed else {}
             run.end(readings, {**outcome, "wall_seconds": round(wall, 3), **resumed, **record})
             checkpoints.remove()
+        except LeaseLostError:
+            raise  # the directory is another process's
         except Exception as error:
             run.end_early({"status": Status.FAILED, "error": one_line(error), **record}, traceback.format_exc())
             raise
@@ -94,6 +111,15 @@ def execute(
             run.end_early({"status": Status.INTERRUPTED, **steps, **record}, None)
             raise
         return run
+
+
+def _is_finished(run: Run) -> bool:
+    """Whether the run has its result; deletes checkpoints of a process that was killed after its last word."""
+    finished = run.status().finished
+    if finished:
+        with suppress(OSError):  # a folder that may only be read
+            Checkpoints(run, 0).remove()
+    return finished
 
 
 def one_line(error: BaseException) -> str:

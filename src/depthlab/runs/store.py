@@ -18,18 +18,17 @@ import os
 import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-import filelock
 import pandas as pd
 import yaml
 
 from depthlab.config import RunConfig, to_mapping
-from depthlab.runs.progress import tell
+from depthlab.runs.locks import Lease, held, is_alive, is_held
 
 COLUMNS = {"step": "int64", "layer": "str", "depth": "int64", "probe": "str", "value": "float64"}
 
@@ -68,10 +67,6 @@ REQUIRED: dict[str, tuple[str, ...]] = {
 """What run.json holds besides provenance, by its status."""
 
 
-SILENT_FOR = 1.0
-"""Seconds for which a lock is waited for without a word."""
-
-
 def results_root() -> Path:
     """Where results are kept: $DEPTHLAB_RESULTS, or `results` in the working directory."""
     return Path(os.environ.get("DEPTHLAB_RESULTS") or "results").expanduser().absolute()
@@ -104,7 +99,7 @@ class Run:
         if not record:
             return Status.MISSING
         status = Status(record["status"])
-        if status is Status.RUNNING and _is_gone(record):
+        if status is Status.RUNNING and (_is_gone(record) or not is_alive(self.folder / "lock")):
             return Status.INTERRUPTED
         return status
 
@@ -132,44 +127,23 @@ class Run:
             raise StoreError(f"{path} is missing or damaged; delete {self.folder} and train the run again") from None
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Holds the run's lock; waits for whoever holds it. The lock of a process that is gone is taken over.
-
-        An existence lock, not flock: it holds on network file systems too. Of another host's process it cannot know
-        whether it is gone; such a lock is waited for until somebody deletes it.
-        """
-        lock = filelock.SoftFileLock(self.folder / "lock")
-        with writing(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            try:
-                lock.acquire(timeout=SILENT_FOR)
-            except filelock.Timeout:
-                self._tell_who_has(Path(lock.lock_file))
-                lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
-
-    def _tell_who_has(self, lock: Path) -> None:
-        with suppress(OSError):
-            holder = " ".join(lock.read_text(encoding="utf-8", errors="replace").split())
-            tell(f"waiting for {lock}, which process and host hold: {holder}; delete it if that process is gone")
+    def locked(self, *, wait: bool = True) -> Iterator[Lease]:
+        """Holds the run's lock, that of a process gone too; waits for one that is alive, or raises HeldError."""
+        with ExitStack() as stack:
+            with writing(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                lease = stack.enter_context(held(self.folder / "lock", wait=wait))
+            yield lease
 
     def is_locked(self) -> bool:
         """Whether a process that is alive trains the run."""
-        lock = filelock.SoftFileLock(self.folder / "lock")
-        try:
-            with lock.acquire(timeout=0):
-                return False
-        except filelock.Timeout:
-            return True
+        return is_held(self.folder / "lock")
 
     def begin(self, config: RunConfig, record: dict[str, Any]) -> None:
-        """Notes that this process trains the run from now on."""
+        """Notes that a process trains the run from now on: its host and pid are in the record."""
         self._replace("config.yaml", yaml.safe_dump(to_mapping(config), sort_keys=False))
         (self.folder / "error.txt").unlink(missing_ok=True)
-        self._write_record({"status": Status.RUNNING, "host": socket.gethostname(), "pid": os.getpid(), **record})
+        self._write_record({"status": Status.RUNNING, **record})
 
     def end(self, readings: pd.DataFrame, record: dict[str, Any]) -> None:
         """Notes a result: the readings first, so that a run that is finished has them."""

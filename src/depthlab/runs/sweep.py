@@ -18,7 +18,7 @@ from depthlab.training import available_cores
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a sweep did: counts of runs, and key and error of those that failed."""
+    """What a sweep did: runs it trained, runs that others had trained or did meanwhile, key and error of failures."""
 
     trained: int
     found: int
@@ -41,7 +41,8 @@ def sweep(configs: Iterable[RunConfig], *, device: torch.device, launch: SweepCo
     tell(f"{len(missing)} of {len(unique)} runs to train, {count} at once; {found} are finished")
     workers = Workers(count, device, launch.threads or 1, launch.checkpoint_seconds)
     workers.train_all(missing)
-    return Outcome(len(missing) - len(workers.failures), found, workers.failures)
+    trained = len(missing) - len(workers.failures) - workers.elsewhere
+    return Outcome(trained, found + workers.elsewhere, workers.failures)
 
 
 def load_readings(configs: Iterable[RunConfig], probes: Sequence[str] | None = None) -> pd.DataFrame:

@@ -6,11 +6,13 @@ import multiprocessing
 import multiprocessing.process
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 
@@ -18,6 +20,7 @@ import torch
 
 from depthlab.config import RunConfig
 from depthlab.runs.interrupts import Stopped, interrupted_by_all
+from depthlab.runs.locks import HeldError, LeaseLostError
 from depthlab.runs.progress import SweepProgress, tell
 from depthlab.runs.run import execute, one_line
 from depthlab.runs.store import DiskFullError, Run, Status, runs_root
@@ -44,6 +47,8 @@ class Workers:
 
     def __init__(self, count: int, device: torch.device, threads: int, checkpoint_seconds: float) -> None:
         self.failures: list[tuple[str, str]] = []
+        self.elsewhere = 0  # runs that other processes trained meanwhile
+        self._held: list[RunConfig] = []
         self._count, self._device = count, device
         self._threads, self._checkpoint_seconds = threads, checkpoint_seconds
 
@@ -52,19 +57,24 @@ class Workers:
 
         One process that dies takes the others of its pool with it. What was being trained is then trained again, each
         run alone, which tells the run that kills its process from those that only stood beside it.
+
+        What another sweep trains at this moment comes last, and is waited for: several sweeps share the work.
         """
         self._progress = SweepProgress(configs)
         try:
             with interrupted_by_all():
-                self._train_until_none_is_left(configs)
+                self._train_until_none_is_left(configs, wait=False)
+                if self._held:
+                    tell(f"{len(self._held)} runs are trained by other processes; waiting for them")
+                    self._train_until_none_is_left(self._held, wait=True)
         finally:
             self._progress.close()
 
-    def _train_until_none_is_left(self, configs: Sequence[RunConfig]) -> None:
-        while left := self._train(configs, self._count):
+    def _train_until_none_is_left(self, configs: Sequence[RunConfig], *, wait: bool) -> None:
+        while left := self._train(configs, self._count, wait):
             suspects = [config for config in left if Run.of(config).status() is Status.INTERRUPTED]
             for suspect in suspects:
-                if self._train([suspect], 1):
+                if self._train([suspect], 1, wait):
                     self._tell(suspect, False, "failed: its process was killed, perhaps for want of memory")
             configs = [config for config in left if config not in suspects]
             if not suspects:
@@ -72,7 +82,7 @@ class Workers:
                     self._tell(config, False, "failed: its process was killed before it could begin")
                 return
 
-    def _train(self, configs: Sequence[RunConfig], count: int) -> list[RunConfig]:
+    def _train(self, configs: Sequence[RunConfig], count: int, wait_for_others: bool) -> list[RunConfig]:
         """Trains runs in a pool of so many processes, and returns those that are left when one of these has died."""
         if not configs:
             return []
@@ -83,12 +93,15 @@ class Workers:
         left = dict.fromkeys(configs)
         try:
             with _interrupts_ignored():
-                futures = {pool.submit(_train_one, config, runs_root(), self._device): config for config in configs}
+                futures = {
+                    pool.submit(_train_one, config, runs_root(), self._device, wait_for_others): config
+                    for config in configs
+                }
             pending = set(futures)
             while pending:
                 ended, pending = wait(pending, timeout=REFRESH_EVERY, return_when=FIRST_COMPLETED)
                 for future in ended:
-                    self._tell(futures[future], *future.result())
+                    self._end(futures[future], future)
                     del left[futures[future]]
                 self._progress.refresh()
         except BrokenProcessPool:
@@ -99,6 +112,15 @@ class Workers:
         finally:
             pool.shutdown(cancel_futures=True)
         return list(left)
+
+    def _end(self, config: RunConfig, future: Future[Ended]) -> None:
+        try:
+            ended = future.result()
+        except (HeldError, LeaseLostError):
+            self._held.append(config)
+            return
+        self.elsewhere += ended.elsewhere
+        self._tell(config, ended.succeeded, ended.line)
 
     def _stop(self, processes: Sequence[multiprocessing.process.BaseProcess]) -> None:
         """Asks the workers to save and end; a second Ctrl-C ends them."""
@@ -153,8 +175,17 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _train_one(config: RunConfig, root: Path, device: torch.device) -> tuple[bool, str]:
-    """Whether the run ended with a result, and what to tell of it."""
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a run ended: whether with a result, what to tell of it, and whether another process trained it."""
+
+    succeeded: bool
+    line: str
+    elsewhere: bool = False
+
+
+def _train_one(config: RunConfig, root: Path, device: torch.device, wait_for_others: bool = True) -> Ended:
+    """Trains a run. Raises HeldError or LeaseLostError if another process does."""
     counted = 0
 
     def count(done: int, *_known: float | None) -> None:
@@ -166,20 +197,37 @@ def _train_one(config: RunConfig, root: Path, device: torch.device) -> tuple[boo
             counted = done
 
     try:
-        run = execute(config, root=root, device=device, progress=count, checkpoint_seconds=_checkpoint_seconds)
+        run = execute(
+            config,
+            root=root,
+            device=device,
+            progress=count,
+            checkpoint_seconds=_checkpoint_seconds,
+            wait=wait_for_others,
+        )
         record = run.record()
     except Stopped:
         os._exit(0)  # this worker is to train no other run
+    except (HeldError, LeaseLostError):
+        count(0)  # its updates are still to come
+        raise
     except DiskFullError:
         raise  # no other run could be stored either
     except Exception as error:  # whatever it is, the other runs go on
-        trace = Run.of(config, root).folder / "error.txt"
-        return False, f"failed: {one_line(error)}" + (f" (traceback in {trace})" if trace.exists() else "")
-    finally:
         count(config.train.steps)
+        trace = Run.of(config, root).folder / "error.txt"
+        return Ended(False, f"failed: {one_line(error)}" + (f" (traceback in {trace})" if trace.exists() else ""))
+    count(config.train.steps)
+    elsewhere = (record.get("host"), record.get("pid")) != (socket.gethostname(), os.getpid())
     if record["status"] == Status.DIVERGED:
-        return True, f"diverged at step {record['diverged_step']} after {record['wall_seconds']:.1f} s"
-    return True, f"done in {record['wall_seconds']:.1f} s, test error {record['metrics']['test_error']:.2%}"
+        line = f"diverged at step {record['diverged_step']} after {record['wall_seconds']:.1f} s"
+    else:
+        line = f"done in {record['wall_seconds']:.1f} s, test error {record['metrics']['test_error']:.2%}"
+    return Ended(
+        True,
+        line + (f", trained by process {record.get('pid')} on {record.get('host')}" if elsewhere else ""),
+        elsewhere,
+    )
 
 
 def _name(config: RunConfig) -> str:

@@ -1,6 +1,8 @@
 """The instrument in anybody's training: watch a loop, measure a model, predict from one pass."""
 
-from depthlab.instrument.watcher import DEFAULT, Watcher, measure, watch
+from depthlab.config import PROBES as DEFAULT
+from depthlab.instrument.one_pass import measure
+from depthlab.instrument.watcher import Watcher, watch
 from depthlab.probes import Prediction, predict
 
 __all__ = ["DEFAULT", "Prediction", "Watcher", "measure", "predict", "watch"]

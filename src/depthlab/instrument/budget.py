@@ -5,9 +5,28 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict, deque
+from collections.abc import Iterable
+
+from depthlab.probes import PROBES
 
 SETTLE_AFTER = (10, 30, 100)
 """Steps after which intervals are set anew; from the last on, each time as many steps have passed."""
+
+GROUPS = {
+    "gradient": "gradients",
+    "weight": "weights",
+    "update": "weights",
+    "output": "outputs",
+    "activation": "outputs",
+    "output_gradient": "outputs",
+}
+"""Which probes are read together, by site."""
+
+
+def least_intervals(probes: Iterable[str], every: int) -> dict[str, int]:
+    """For each group of probes that are read together, steps from one reading to the next: `every` for outputs."""
+    groups = {GROUPS[PROBES[name].site] for name in probes}
+    return {group: every if group == "outputs" else 1 for group in sorted(groups)}
 
 
 class Budget:
@@ -33,6 +52,14 @@ class Budget:
         self._count = 0
         self._spent = 0.0
         self._taken = 0.0
+
+    def __str__(self) -> str:
+        """How often each group is read."""
+        names = {"weights": "weights and updates"}
+        return ", ".join(
+            f"{names.get(group, group)} every {f'{interval} steps' if interval > 1 else 'step'}"
+            for group, interval in sorted(self.intervals.items())
+        )
 
     def is_due(self, group: str, step: int) -> bool:
         """Whether a group is to be read at a step."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
-import warnings
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -13,81 +11,18 @@ from typing import TYPE_CHECKING, Any, Self
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.optim import LBFGS, Optimizer
+from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from depthlab.instrument.budget import Budget
+from depthlab.config import PROBES as DEFAULT
+from depthlab.instrument.budget import Budget, least_intervals
+from depthlab.instrument.checks import check
+from depthlab.instrument.layers import Layers
 from depthlab.instrument.records import Records
-from depthlab.probes import (
-    PROBES,
-    Measured,
-    Parameters,
-    Readout,
-    Signals,
-    candidate_weights,
-    in_order_of_data,
-    known,
-    unwrapped,
-)
-from depthlab.probes import measure as read_once
+from depthlab.probes import Parameters, Readout, Signals, known, unwrapped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-DEFAULT = (
-    "grad_norm",
-    "weight_norm",
-    "update_ratio",
-    "backward_norm",
-    "activation_mean",
-    "activation_std",
-    "saturation",
-    "dead_fraction",
-)
-
-GROUPS = {
-    "gradient": "gradients",
-    "weight": "weights",
-    "update": "weights",
-    "output": "outputs",
-    "activation": "outputs",
-    "output_gradient": "outputs",
-}
-"""Which probes are read together, by site."""
-
-
-def watch(
-    model: nn.Module,
-    optimizer: Optimizer,
-    *,
-    probes: Iterable[str] = DEFAULT,
-    every: int = 10,
-    budget: float | None = 0.03,
-    examples: int = 32,
-    layers: Callable[[str], bool] | Container[str] | None = None,
-    scaler: torch.amp.GradScaler | None = None,
-) -> Watcher:
-    """Watches a training from now on; see `Watcher`."""
-    return Watcher(
-        model, optimizer, probes=probes, every=every, budget=budget, examples=examples, layers=layers, scaler=scaler
-    )
-
-
-def measure(
-    model: nn.Module,
-    closure: Callable[[], Tensor] | Sequence[Callable[[], Tensor]],
-    probes: Iterable[str] = ("grad_norm", "weight_norm", "backward_norm", "activation_mean", "activation_std"),
-    *,
-    examples: int | None = None,
-) -> pd.DataFrame:
-    """What `depthlab.probes.measure` reads, as a table: columns layer, depth, probe, value, at_floor.
-
-    >>> model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
-    >>> measure(model, lambda: model(torch.ones(5, 3)).square().mean(), probes=["grad_norm"]).columns.tolist()
-    ['layer', 'depth', 'probe', 'value', 'at_floor']
-    """
-    columns = [field.name for field in dataclasses.fields(Measured)]
-    return pd.DataFrame(read_once(model, closure, probes, examples=examples), columns=columns)
 
 
 class Watcher:
@@ -133,26 +68,17 @@ class Watcher:
         layers: Callable[[str], bool] | Container[str] | None = None,
         scaler: torch.amp.GradScaler | None = None,
     ) -> None:
-        _check(model, optimizer, probes := known(probes), every, examples)
+        check(model, optimizer, probes := known(probes), every, examples)
         self._optimizer, self._scaler = optimizer, scaler
-        self._weights = candidate_weights(model)
-        chosen = layers if callable(layers) or layers is None else layers.__contains__
-        self._all = [p for p, weight in enumerate(self._weights) if chosen is None or chosen(weight.layer)]
-        if not self._all:
-            of_name = "" if layers is None else " and a name that `layers` has"
-            raise ValueError(f"there is no weight to watch: no parameter of two dimensions or more{of_name}")
+        self._layers = Layers(model, layers)
+        parameters = self._layers.parameters
         self._is_compiled = unwrapped(model) is not model and hasattr(model, "_orig_mod")
-        parameters = [weight.parameter for weight in self._weights]
         self._probes = probes
         self._parameters = Parameters(parameters, probes)
-        self._signals = Signals(unwrapped(model), parameters, probes, examples=examples, wanted=set(self._all))
-        groups = {GROUPS[PROBES[name].site] for name in probes}
-        self._budget = Budget(budget, {group: every if group == "outputs" else 1 for group in sorted(groups)})
+        wanted = set(self._layers.watched)
+        self._signals = Signals(unwrapped(model), parameters, probes, examples=examples, wanted=wanted)
+        self._budget = Budget(budget, least_intervals(probes, every))
         self._records = Records()
-        self._order: Sequence[int] = ()
-        self._places: dict[int, int] = {}
-        self._all_places: Sequence[int] = ()
-        self._unseen: list[int] = []
         self._readouts: list[Readout] = []
         self._gradients_later = False
         self._step = 0
@@ -208,12 +134,8 @@ class Watcher:
 
     def __str__(self) -> str:
         """What was watched, how often, and what it cost."""
-        names = {"gradients": "gradients", "weights": "weights and updates", "outputs": "outputs"}
-        often = ", ".join(
-            f"{names[group]} every {f'{interval} steps' if interval > 1 else 'step'}"
-            for group, interval in sorted(self.intervals.items())
-        )
-        return f"{self._step} steps, {len(self._order)} weight layers; {often}; {self.cost:.1%} of the training's time"
+        watched = f"{self._step} steps, {len(self.layers)} weight layers"
+        return f"{watched}; {self._budget}; {self.cost:.1%} of the training's time"
 
     def table(self) -> pd.DataFrame:
         """All readings so far: columns step, layer, depth (from 1; 0 for the whole network), probe, value."""
@@ -261,9 +183,9 @@ class Watcher:
         # a closure computes the gradients inside the step; torch counts the optimizer itself among the arguments
         self._gradients_later = (args[1] if len(args) > 1 else kwargs.get("closure")) is not None
         if not self._gradients_later:
-            self._settle_layers()
+            self._settle()
         if "weights" in self._due:
-            self._readouts += self._parameters.read_weights(self._targets())
+            self._readouts += self._parameters.read_weights(self._layers.targets)
             begin = self._spend("weights", begin)
         if not self._gradients_later:
             self._read_gradients()
@@ -272,7 +194,7 @@ class Watcher:
     def _after_update(self, *_: Any) -> None:
         begin = time.perf_counter()
         if self._gradients_later:
-            self._settle_layers()
+            self._settle()
             self._read_gradients()
             begin = self._spend("gradients", begin)
         if "weights" in self._due:
@@ -281,7 +203,7 @@ class Watcher:
         self._read_signals()
         self._keep()
         if self._step == 0:
-            self._tell()
+            self._layers.warn(self._signals, self._optimizer, reads_outputs="outputs" in self._budget.intervals)
         self._step += 1
         due = self._due
         self._prepare()
@@ -294,17 +216,13 @@ class Watcher:
         self._budget.spend(group, now - begin)
         return now
 
-    def _targets(self) -> Sequence[int]:
-        """Weights to read: those of layers, or, before a first pass has shown which these are, all."""
-        return self._order or self._all
-
     def _read_gradients(self) -> None:
         if "gradients" in self._due:
             scale = getattr(self._optimizer, "grad_scale", None)  # of fused optimisers, which unscale inside their step
             unscale = None if scale is None else 1.0 / scale.double()
-            self._readouts += self._parameters.read_gradients(self._targets(), unscale=unscale)
+            self._readouts += self._parameters.read_gradients(self._layers.targets, unscale=unscale)
         if "grad_cosine" in self._probes and self._budget.is_due("gradients", self._step + 1):
-            self._parameters.keep_gradients(self._targets())
+            self._parameters.keep_gradients(self._layers.targets)
 
     def _read_signals(self) -> None:
         seconds = self._signals.seconds
@@ -313,94 +231,22 @@ class Watcher:
         if "outputs" in self._due:
             unscale: Tensor | float = 1.0
             if self._scaler is not None:
-                unscale = 1.0 / self._scaler.scale(torch.ones((), device=self._weights[0].parameter.device)).double()
+                unscale = 1.0 / self._scaler.scale(torch.ones((), device=self._layers.parameters[0].device)).double()
             self._readouts += self._signals.read(unscale)
         self._signals.close()
 
+    def _settle(self) -> None:
+        if self._layers.settle(self._signals):
+            self._records.names = self._layers.names
+
     def _keep(self) -> None:
-        """Hands over what the step has read; what turned out to be no layer is dropped."""
-        for probe, positions, values in self._readouts:
-            if positions is self._order:
-                self._records.add(self._step, probe, self._all_places, values)
-                continue
-            known = [index for index, position in enumerate(positions) if position in self._places]
-            if known:
-                places = [self._places[positions[index]] for index in known]
-                self._records.add(self._step, probe, places, values[known] if len(known) < len(positions) else values)
+        """Hands over what the step has read."""
+        for readout in self._readouts:
+            places, values = self._layers.placed(readout)
+            if places:
+                self._records.add(self._step, readout.probe, places, values)
         self._readouts = []
 
-    def _settle_layers(self) -> None:
-        """Which weights are those of layers, and in which order, as the passes have shown so far.
 
-        A layer that comes into play later than others stands behind them, so that no depth ever changes.
-        """
-        if len(self._places) == len(self._all):
-            return
-        if self._order:
-            new = [position for position in self._signals.order if position not in self._places]
-            new += [position for position in self._all if position not in new and self._is_trained_unseen(position)]
-        else:
-            new, self._unseen = in_order_of_data(self._weights, self._signals.order, self._signals.parts)
-        new = [position for position in new if position in self._all]
-        if not new:
-            return
-        self._order = [*self._order, *new]
-        self._records.names = [self._weights[position].layer for position in self._order]
-        self._places = {position: place for place, position in enumerate(self._order)}
-        self._all_places = range(len(self._order))
-
-    def _is_trained_unseen(self, position: int) -> bool:
-        """Of a layer that is used now and then, and was not while passes were looked at."""
-        weight = self._weights[position]
-        is_new = position not in self._places and position not in self._signals.parts
-        return is_new and weight.is_named_so and weight.parameter.grad is not None
-
-    def _tell(self) -> None:
-        """One warning of all that cannot be read."""
-        names = [weight.layer for weight in self._weights]
-        reads_outputs = "outputs" in self._budget.intervals
-        parameters = {self._weights[position].layer: self._weights[position].parameter for position in self._all}
-        idle = [name for name, weight in parameters.items() if weight.requires_grad and weight.grad is None]
-        missing = []
-        if self._unseen and reads_outputs:
-            missing.append(
-                f"outputs of {_listed([names[position] for position in self._unseen])}: no forward pass through them "
-                f"was seen (it may be inside torch.compile or TorchScript); weights and gradients are read"
-            )
-        if self._signals.inner and reads_outputs:
-            missing.append(
-                f"outputs of {_listed([names[position] for position in sorted(self._signals.inner)])}: computed inside "
-                f"one operation together with others; weights and gradients are read"
-            )
-        if idle:
-            missing.append(f"gradients of {_listed(idle)}: none has reached them in the first step")
-        owned = {id(parameter) for group in self._optimizer.param_groups for parameter in group["params"]}
-        foreign = [name for name, weight in parameters.items() if weight.requires_grad and id(weight) not in owned]
-        if foreign:
-            missing.append(
-                f"updates of {_listed(foreign)}: the optimizer does not have them, nor resets their gradients"
-            )
-        if missing:
-            warnings.warn("depthlab cannot read " + "; ".join(missing), stacklevel=2)
-
-
-def _check(model: nn.Module, optimizer: Optimizer, probes: tuple[str, ...], every: int, examples: int) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, given {type(model).__name__}")
-    if not isinstance(optimizer, Optimizer):
-        several = "; with several, watch once for each, with `layers`" if isinstance(optimizer, (list, tuple)) else ""
-        raise TypeError(f"optimizer must be a torch.optim.Optimizer, given {type(optimizer).__name__}{several}")
-    if isinstance(optimizer, LBFGS):
-        raise TypeError(
-            "LBFGS evaluates the loss many times within a step, so that no one gradient belongs to it; "
-            "look at a model that it trains with depthlab.measure, between its steps"
-        )
-    if "grad_snr" in probes:
-        raise ValueError("grad_snr needs the gradients of several micro-batches: give them to depthlab.measure")
-    for name, value in (("every", every), ("examples", examples)):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}={value} must be a whole number, 1 or more")
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+watch = Watcher
+"""Watches a training from now on."""

@@ -99,7 +99,7 @@ def test_lightning(tmp_path: Path) -> None:
                 return torch.optim.SGD(self.parameters(), lr=0.1)
 
         callback = WatchCallback(budget=None)
-        with pytest.raises(RuntimeError, match="nothing was watched"):
+        with pytest.raises(RuntimeError, match=r"nothing was watched yet.*and call fit"):
             _ = callback.watcher
         trainer = lightning.Trainer(
             accelerator="cpu", max_epochs=1, callbacks=[callback], logger=False, enable_checkpointing=False,
@@ -136,7 +136,7 @@ def test_hugging_face(tmp_path: Path) -> None:
             report_to=[], save_strategy="no", logging_steps=2, disable_tqdm=True,
         )  # fmt: skip
         callback = WatchCallback(budget=None)
-        with pytest.raises(RuntimeError, match="nothing was watched"):
+        with pytest.raises(RuntimeError, match=r"nothing was watched yet.*and call train"):
             _ = callback.watcher
         Trainer(model=Model(), args=arguments, train_dataset=data, callbacks=[callback]).train()
     table = callback.watcher.table()

@@ -117,11 +117,6 @@ class Trace:
         """Spent on looking, the operations themselves left out."""
         self._paused: nn.Module | None = None
 
-    @property
-    def is_open(self) -> bool:
-        """Whether passes are shown."""
-        return bool(self._handles)
-
     def open(self, *, alone: bool = False) -> None:
         """Begins to show passes; alone: no other trace is shown any until this one is closed."""
         if alone:

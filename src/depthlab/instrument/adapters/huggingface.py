@@ -6,25 +6,17 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from depthlab.instrument.adapters.trainer import WatcherOfTrainer
 from depthlab.instrument.watcher import Watcher
 
 
-class WatchCallback(TrainerCallback):
+class WatchCallback(WatcherOfTrainer, TrainerCallback):
     """Watches a training: `Trainer(..., callbacks=[callback := WatchCallback()])`, then `callback.watcher.table()`.
 
     options: those of `depthlab.watch`. Losses are those that the trainer logs, at its `logging_steps`.
     """
 
-    def __init__(self, **options: Any) -> None:
-        self._options = options
-        self._watcher: Watcher | None = None
-
-    @property
-    def watcher(self) -> Watcher:
-        """The watcher of the last training. RuntimeError before one has begun."""
-        if self._watcher is None:
-            raise RuntimeError("nothing was watched yet; give this callback to a Trainer and call train")
-        return self._watcher
+    begin = "train"
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any

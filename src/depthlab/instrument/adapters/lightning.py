@@ -6,25 +6,17 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
+from depthlab.instrument.adapters.trainer import WatcherOfTrainer
 from depthlab.instrument.watcher import Watcher
 
 
-class WatchCallback(Callback):
+class WatchCallback(WatcherOfTrainer, Callback):
     """Watches a fit: `Trainer(callbacks=[callback := WatchCallback()])`, then `callback.watcher.table()`.
 
     options: those of `depthlab.watch`. The module is watched with the first of its optimizers.
     """
 
-    def __init__(self, **options: Any) -> None:
-        self._options = options
-        self._watcher: Watcher | None = None
-
-    @property
-    def watcher(self) -> Watcher:
-        """The watcher of the last fit. RuntimeError before one has begun."""
-        if self._watcher is None:
-            raise RuntimeError("nothing was watched yet; give this callback to a Trainer and call fit")
-        return self._watcher
+    begin = "fit"
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begins to watch, when the optimizers are there."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))  # for fleet, which started processes look for by its name
+sys.path.insert(0, str(Path(__file__).parent))  # for loop and fleet, which started processes look for by its name
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,68 @@
+"""Which weights are trained, and which are watched: frozen, unused and chosen ones."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import pytest
+from loop import IN, OUT, STEPS, batch, bits, layers, mlp, train, values, watching
+from torch import Tensor, nn
+from torch.optim import SGD
+
+
+def test_frozen_layers_have_a_norm_and_no_gradient() -> None:
+    model = mlp()
+    model[0].requires_grad_(False)
+    table = train(model, SGD([p for p in model.parameters() if p.requires_grad], lr=0.1))
+    assert layers(table) == ["0", "2", "4"]
+    assert {layer for _, layer in values(table, "grad_norm")} == {"2", "4"}
+    assert {value for (_, layer), value in values(table, "update_ratio").items() if layer == "0"} == {0.0}
+    assert {layer for _, layer in values(table, "backward_norm")} == {"2", "4"}
+    assert {layer for _, layer in values(table, "activation_std")} == {"0", "2", "4"}
+
+
+def test_a_frozen_layer_in_the_middle_still_passes_a_gradient_on() -> None:
+    model = mlp()
+    model[2].requires_grad_(False)
+    table = train(model)
+    assert {layer for _, layer in values(table, "grad_norm")} == {"0", "4"}
+    assert {layer for _, layer in values(table, "backward_norm")} == {"0", "2", "4"}
+
+
+def test_one_warning_names_the_weights_that_are_not_used() -> None:
+    class Half(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.spare, self.other = nn.Linear(IN, OUT), nn.Linear(IN, OUT), nn.Linear(IN, OUT)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.used(x)
+
+    with pytest.warns(UserWarning, match="gradients of spare, other: none has reached") as caught:
+        table = train(Half())
+    assert len(caught) == 1
+    assert set(table.layer) == {"used", "network"}
+
+
+def test_layers_chooses_by_name() -> None:
+    table = train(mlp(), layers=lambda name: name != "2")
+    assert layers(table) == ["0", "4"]
+    with pytest.raises(ValueError, match="no weight to watch"):
+        watching(mlp(), layers=lambda name: False)
+
+
+def test_a_frozen_transformer_in_evaluation_mode_computes_the_same_bits() -> None:
+    """A function mode keeps its layers from their fused kernels."""
+    block = nn.TransformerEncoderLayer(IN, 2, 8, batch_first=True)
+    body = nn.TransformerEncoder(block, 2).eval().requires_grad_(False)
+    model = nn.Sequential(body, nn.Linear(IN, OUT))
+    inputs = [(x.view(2, 4, IN), y.view(2, 4, OUT)) for x, y in map(batch, range(STEPS))]
+    unwatched = copy.deepcopy(model)
+    optimizer, its_twin = SGD(model[1].parameters(), lr=0.1), SGD(unwatched[1].parameters(), lr=0.1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "depthlab cannot read outputs")
+        table = train(model, optimizer, inputs=lambda step: inputs[step])
+    train(unwatched, its_twin, inputs=lambda step: inputs[step], watched=False)
+    assert bits(model, optimizer) == bits(unwatched, its_twin)
+    assert set(values(table, "grad_norm")) == {(step, "1") for step in range(STEPS)}

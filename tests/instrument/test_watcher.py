@@ -1,0 +1,113 @@
+"""The watcher itself: misuse, closing, several of them, and what is read how often."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import fleet
+import pandas as pd
+import pytest
+import torch
+from loop import ALL, STEPS, Recurrent, assert_equal, batch, mlp, train, values, watching
+from torch import nn
+from torch.nn import functional as F
+from torch.optim import SGD
+
+import depthlab
+from depthlab.instrument import Watcher
+
+
+def test_a_loss_that_is_not_one_number_is_named() -> None:
+    model = mlp()
+    with (
+        depthlab.watch(model, SGD(model.parameters(), lr=0.1)) as watcher,
+        pytest.raises(ValueError, match=r"loss must be one number, given a tensor of shape \(4,\)"),
+    ):
+        watcher.step(torch.zeros(4))
+
+
+@pytest.mark.parametrize(
+    ("error", "match", "wrong"),
+    [
+        (TypeError, "must be a torch.nn.Module, given dict", {"model": {}}),
+        (TypeError, "must be a torch.optim.Optimizer, given float", {"optimizer": 0.1}),
+        (TypeError, "LBFGS evaluates the loss many times", {"optimizer": torch.optim.LBFGS(mlp().parameters())}),
+        (ValueError, "'grad_nrom' must be one of .*; did you mean grad_norm", {"probes": ("grad_nrom",)}),
+        (ValueError, "grad_snr needs the gradients of several", {"probes": ("grad_snr",)}),
+        (ValueError, "every=0 must be a whole number, 1 or more", {"every": 0}),
+        (ValueError, "examples=0 must be a whole number, 1 or more", {"examples": 0}),
+        (ValueError, "budget=2 must be a share", {"budget": 2}),
+        (ValueError, "no weight to watch", {"model": nn.ReLU()}),
+    ],
+)
+def test_misuse_is_refused_before_anything_is_attached(error: type, match: str, wrong: dict[str, Any]) -> None:
+    model = mlp()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    before = fleet.hooks_of(model, optimizer)
+    with pytest.raises(error, match=match):
+        Watcher(**{"model": model, "optimizer": optimizer, **wrong})
+    assert fleet.hooks_of(model, optimizer) == before
+
+
+def test_without_with_one_closes_it_and_may_do_so_twice() -> None:
+    model = mlp()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    before = fleet.hooks_of(model, optimizer)
+    watcher = depthlab.watch(model, optimizer, every=1, budget=None)
+    F.mse_loss(model(batch()[0]), batch()[1]).backward()
+    optimizer.step()
+    watcher.step(1.5)
+    watcher.close()
+    assert fleet.hooks_of(model, optimizer) == before
+    table = watcher.table()
+    watcher.close()
+    optimizer.step()
+    assert fleet.hooks_of(model, optimizer) == before
+    pd.testing.assert_frame_equal(watcher.table(), table)
+    assert values(table, "train_loss") == {(0, "network"): 1.5}
+
+
+def test_two_watchers_of_one_model_read_the_same() -> None:
+    model = mlp()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with watching(model, optimizer, probes=ALL) as outer, watching(model, optimizer, every=2) as inner:
+        for step in range(STEPS):
+            optimizer.zero_grad()
+            loss = F.mse_loss(model(batch(step)[0]), batch(step)[1])
+            loss.backward()
+            optimizer.step()
+            outer.step(loss)
+            inner.step(loss)
+    assert_equal(outer.table(), train(mlp(), probes=ALL))
+    assert_equal(inner.table(), train(mlp(), every=2))
+
+
+def test_watchers_of_two_models_see_each_its_own() -> None:
+    """A hook for all modules is no reason to read another network's."""
+    student, teacher = mlp(), Recurrent()
+    optimizers = [SGD(model.parameters(), lr=0.1) for model in (student, teacher)]
+    with watching(student, optimizers[0]) as of_student, watching(teacher, optimizers[1]) as of_teacher:
+        for step in range(STEPS):
+            x, y = batch(step)
+            for model, optimizer, watcher in zip((student, teacher), optimizers, (of_student, of_teacher), strict=True):
+                optimizer.zero_grad()
+                loss = F.mse_loss(model(x), y)
+                loss.backward()
+                optimizer.step()
+                watcher.step(loss)
+    assert_equal(of_student.table(), train(mlp()))
+    assert set(of_teacher.layers) == {"stem", "cell", "head"}
+
+
+@pytest.mark.parametrize("probes", [(), ("grad_norm",), ("backward_norm",), ("update_ratio",)])
+def test_only_what_is_asked_for_is_read(probes: tuple[str, ...]) -> None:
+    table = train(mlp(), probes=probes)
+    assert set(table.probe) == {*probes, "train_loss"}
+    everything = train(mlp())
+    assert_equal(table, everything[everything.probe.isin(table.probe)].reset_index(drop=True))
+
+
+def test_readings_come_at_their_intervals() -> None:
+    table = train(mlp(), every=2, steps=5)
+    assert sorted({step for step, _ in values(table, "backward_norm")}) == [0, 2, 4]
+    assert sorted({step for step, _ in values(table, "grad_norm")}) == [0, 1, 2, 3, 4]

@@ -173,6 +173,8 @@ class Watcher:
     def _prepare(self) -> None:
         """Decides what the next step reads."""
         self._due = frozenset(group for group in self._budget.intervals if self._budget.is_due(group, self._step))
+        if "gradients" not in self._due:
+            self._parameters.drop_gradients()  # kept for this step before the intervals changed
         # the first pass also shows in which order data flows
         if ("outputs" in self._due or self._step == 0) and not self._is_compiled:
             self._signals.open()
@@ -204,12 +206,12 @@ class Watcher:
         self._keep()
         if self._step == 0:
             self._layers.warn(self._signals, self._optimizer, reads_outputs="outputs" in self._budget.intervals)
-        self._step += 1
-        due = self._due
-        self._prepare()
         now = self._spend("outputs", begin)
-        self._budget.step(None if self._ended is None else now - self._ended, looked="outputs" in due)
+        self._budget.step(None if self._ended is None else now - self._ended, looked="outputs" in self._due)
         self._ended = now
+        self._step += 1
+        self._prepare()  # after the budget, which may have changed the intervals
+        self._spend("outputs", now)
 
     def _spend(self, group: str, begin: float) -> float:
         now = time.perf_counter()

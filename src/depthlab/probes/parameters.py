@@ -185,6 +185,10 @@ class Parameters:
             if self._weights[position].grad is not None
         }
 
+    def drop_gradients(self) -> None:
+        """Drops what `keep_gradients` kept, where the next update is not read after all."""
+        self._last_gradients = {}
+
     def _gradient(self, position: int) -> Tensor:
         gradient = self._weights[position].grad
         assert gradient is not None

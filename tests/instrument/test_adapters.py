@@ -113,6 +113,40 @@ def test_lightning(tmp_path: Path) -> None:
     assert found["probe"].tolist() == expected["probe"].tolist()
 
 
+def test_lightning_ends_the_watching_of_a_fit_that_fails(tmp_path: Path) -> None:
+    installed("lightning")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import lightning
+
+        from depthlab.instrument.adapters.lightning import WatchCallback
+
+        class Failing(lightning.LightningModule):  # type: ignore[misc,name-defined]
+            def __init__(self) -> None:
+                super().__init__()
+                self.net = small_net()
+
+            def training_step(self, batch: Any, index: int) -> torch.Tensor:
+                if index == 2:
+                    raise MemoryError
+                return F.cross_entropy(self.net(batch[0]), batch[1])
+
+            def configure_optimizers(self) -> torch.optim.Optimizer:
+                return torch.optim.SGD(self.parameters(), lr=0.1)
+
+        callback = WatchCallback(budget=None, every=1)
+        trainer = lightning.Trainer(
+            accelerator="cpu", max_epochs=1, callbacks=[callback], logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
+        )  # fmt: skip
+        module = Failing()
+        before = len(torch.nn.modules.module._global_forward_hooks)
+        with pytest.raises(MemoryError):
+            trainer.fit(module, DataLoader(examples(), batch_size=8))
+    assert len(torch.nn.modules.module._global_forward_hooks) == before
+    assert set(callback.watcher.table()["step"]) == {0, 1}
+
+
 def test_hugging_face(tmp_path: Path) -> None:
     installed("transformers", "accelerate")
     with warnings.catch_warnings():

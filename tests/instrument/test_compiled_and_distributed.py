@@ -138,6 +138,22 @@ def test_torch_itself_has_nothing_to_warn_of() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Using `torch.compile")
+@pytest.mark.filterwarnings("ignore:depthlab cannot read outputs")
+@pytest.mark.usefixtures("_fresh_compiler")
+def test_a_network_compiled_in_place_has_its_own_call_again_afterwards() -> None:
+    model = mlp()
+    model[2].compile(backend="eager")
+    call = model[2]._compiled_call_impl
+    with watching(model) as watcher:
+        assert model[2]._compiled_call_impl is not call
+    assert model[2]._compiled_call_impl is call
+    with watching(model):
+        watcher.close()  # of one that is closed already: the other's stays
+        assert model[2]._compiled_call_impl is not call
+    assert model[2]._compiled_call_impl is call
+
+
+@pytest.mark.filterwarnings("ignore:Using `torch.compile")
 @pytest.mark.usefixtures("_fresh_compiler")
 def test_no_warning_where_outputs_of_a_compiled_network_are_not_asked_for() -> None:
     model = mlp()

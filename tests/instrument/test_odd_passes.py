@@ -1,0 +1,150 @@
+"""Passes and updates of odd kinds: in pairs, within themselves, giving out anything, or failing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from loop import STEPS, assert_equal, batch, mlp, train, values, watching
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import SGD, Optimizer
+
+
+def stack() -> int:
+    return torch._C._len_torch_function_stack()  # type: ignore[attr-defined]
+
+
+def train_with(
+    loss_of: Callable[[nn.Module, int], Tensor], model: nn.Module, *, parts: int = 1, **options: Any
+) -> pd.DataFrame:
+    """Updates of so many backward passes each, of a loss that a test makes of the model and the number of the pass."""
+    optimizer = SGD([parameter for parameter in model.parameters() if parameter.requires_grad], lr=0.1)
+    with watching(model, optimizer, **options) as watcher:
+        for step in range(STEPS):
+            for part in range(parts):
+                loss_of(model, parts * step + part).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return watcher.table()
+
+
+def error_of(model: nn.Module, number: int) -> Tensor:
+    return F.mse_loss(model(batch(number)[0]), batch(number)[1])
+
+
+def test_two_passes_before_one_backward_pass_are_read_together() -> None:
+    """A siamese network, or a discriminator's real and false batch."""
+    in_pairs = train_with(lambda model, step: error_of(model, 2 * step) + error_of(model, 2 * step + 1), mlp())
+    one_by_one = train_with(error_of, mlp(), parts=2)
+    assert len(values(in_pairs, "backward_norm")) == 3 * STEPS
+    assert_equal(in_pairs, one_by_one, rel=1e-5)
+
+
+def test_micro_batches_of_a_network_with_a_frozen_layer_are_read_together() -> None:
+    """One weight without a gradient is not all of them."""
+
+    def frozen() -> nn.Module:
+        model = mlp()
+        model[0].requires_grad_(False)
+        return model
+
+    in_parts = train_with(error_of, frozen(), parts=2)
+    at_once = train_with(lambda model, step: error_of(model, 2 * step) + error_of(model, 2 * step + 1), frozen())
+    assert len(values(in_parts, "backward_norm")) == 2 * STEPS
+    assert_equal(in_parts, at_once, rel=1e-5)
+
+
+def test_a_pass_may_give_out_an_object_in_which_no_tensor_is_found() -> None:
+    @dataclass
+    class Output:
+        logits: Tensor
+
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = mlp()
+
+        def forward(self, x: Tensor) -> Output:
+            return Output(self.net(x))
+
+    found = train_with(lambda model, step: F.mse_loss(model(batch(step)[0]).logits, batch(step)[1]), Wrapped())
+    assert_equal(found, train_with(error_of, mlp()))
+
+
+def test_a_module_that_calls_itself_is_seen_to_its_end() -> None:
+    class Recursive(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.body, self.head = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor, level: int = 0) -> Tensor:
+            if level == 2:
+                return self.stem(x).tanh()
+            h = self.body(self(x, level + 1)).tanh()
+            return h if level else self.head(h)
+
+    class Unrolled(Recursive):
+        def forward(self, x: Tensor, level: int = 0) -> Tensor:
+            return self.head(self.body(self.body(self.stem(x).tanh()).tanh()).tanh())
+
+    model, twin = Recursive(), Unrolled()
+    twin.load_state_dict(model.state_dict())
+    found = train_with(error_of, model)
+    assert {layer for _, layer in values(found, "backward_norm")} == {"stem", "body", "head"}
+    assert_equal(found, train_with(error_of, twin))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_failed_pass_ends_at_once(compiled: bool) -> None:
+    """Not only when the watcher is closed: what runs between would be taken for a part of it."""
+
+    class Failing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.head, self.fails = mlp(), nn.Linear(3, 3), False
+            if compiled:
+                self.head = torch.compile(self.head, backend="eager")
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.net(x)
+            if self.fails:
+                raise MemoryError
+            return self.head(x)
+
+    model = Failing()
+    with watching(model):
+        model.fails = True
+        with pytest.raises(MemoryError):
+            model(batch()[0])
+        assert stack() == 0
+    torch._dynamo.reset()
+
+
+def test_an_update_that_failed_leaves_no_reading() -> None:
+    model = mlp()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    fails = False
+
+    def fail(_optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+        if fails:
+            raise MemoryError
+
+    with watching(model, optimizer) as watcher:
+        optimizer.register_step_pre_hook(fail)  # after the watcher's own
+        for step in range(STEPS):
+            optimizer.zero_grad()
+            loss = error_of(model, step)
+            loss.backward()
+            fails = step == 1
+            if fails:
+                with pytest.raises(MemoryError):
+                    optimizer.step()
+                fails = False
+            optimizer.step()
+            watcher.step(loss)
+    assert_equal(watcher.table(), train(mlp()))

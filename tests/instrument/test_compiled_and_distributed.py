@@ -13,7 +13,7 @@ import fleet
 import pandas as pd
 import pytest
 import torch
-from loop import ALL, IN, OUT, WIDTH, assert_equal, batch, bits, layers, mlp, train, values, watching
+from loop import ALL, IN, OUT, STEPS, WIDTH, assert_equal, batch, bits, layers, mlp, train, values, watching
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD
@@ -57,6 +57,29 @@ def test_checkpointed_layers_are_read_once_and_as_if_they_were_not(use_reentrant
     assert trained["found"][1] == trained["bare"][1]
     assert_equal(table, expected)
     assert layers(table) == ["stem", *(f"blocks.{k}.{i}" for k in range(3) for i in (0, 3)), "head"]
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_what_is_repeated_belongs_to_the_pass_that_is_trained(use_reentrant: bool) -> None:
+    """Not to the last one, which here is an evaluation with gradients on."""
+
+    def trained(evaluates: bool) -> pd.DataFrame:
+        model = Checkpointed(use_reentrant)
+
+        def call(x: Tensor) -> Tensor:
+            outputs = model(x)
+            if evaluates:
+                model.eval()
+                model(10 * x)
+                model.train()
+            return outputs
+
+        torch.manual_seed(5)
+        return train(model, probes=ALL, call=call)
+
+    expected = trained(evaluates=False)
+    assert_equal(trained(evaluates=True), expected)
+    assert len(values(expected, "backward_norm")) == 8 * STEPS
 
 
 COMPILED = "outputs of .*may be inside torch.compile.* weights and gradients are read"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD
+from torch.overrides import BaseTorchFunctionMode
 
 import depthlab
 from depthlab.probes import PROBES
@@ -32,7 +33,9 @@ def batch(step: int, scale: float = 1.0) -> tuple[Tensor, Tensor]:
 Intruder = Callable[[nn.Module, torch.optim.Optimizer], None]
 
 
-def train(intruder: Intruder | None = None, steps: int = 3, **options: Any) -> pd.DataFrame:
+def train(
+    intruder: Intruder | None = None, steps: int = 3, *, before_update: Intruder | None = None, **options: Any
+) -> pd.DataFrame:
     model = net()
     optimizer = SGD(model.parameters(), lr=0.1)
     with depthlab.watch(model, optimizer, probes=PROBE_NAMES, every=1, budget=None, **options) as watcher:
@@ -41,6 +44,8 @@ def train(intruder: Intruder | None = None, steps: int = 3, **options: Any) -> p
                 intruder(model, optimizer)
             loss = F.cross_entropy(model(batch(step)[0]), batch(step)[1])
             loss.backward()
+            if before_update:
+                before_update(model, optimizer)
             optimizer.step()
             optimizer.zero_grad()
             watcher.step(loss)
@@ -49,6 +54,17 @@ def train(intruder: Intruder | None = None, steps: int = 3, **options: Any) -> p
 
 def measures(model: nn.Module, _optimizer: torch.optim.Optimizer) -> None:
     depthlab.measure(model, lambda: model(batch(50)[0]).square().mean(), ["grad_norm", "backward_norm"])
+
+
+def measures_while_another_watcher_ends(model: nn.Module, _optimizer: torch.optim.Optimizer) -> None:
+    other = nn.Linear(6, 3)
+
+    def closure() -> Tensor:
+        with depthlab.watch(other, SGD(other.parameters(), lr=0.1)):
+            other(batch(50)[0])
+        return model(batch(50)[0]).square().mean()
+
+    depthlab.measure(model, closure, ["grad_norm", "backward_norm"])
 
 
 def validates_with_gradients(model: nn.Module, _optimizer: torch.optim.Optimizer) -> None:
@@ -67,6 +83,12 @@ def skips_a_batch(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 @pytest.mark.parametrize("intruder", [measures, validates_with_gradients, skips_a_batch])
 def test_intruders_leave_no_trace(intruder: Intruder) -> None:
     pd.testing.assert_frame_equal(train(intruder), train())
+
+
+@pytest.mark.parametrize("intruder", [measures, measures_while_another_watcher_ends])
+def test_measuring_where_gradients_are_there_leaves_no_trace(intruder: Intruder) -> None:
+    """Between backward and update nothing is thrown away that could tell whose gradients they are."""
+    pd.testing.assert_frame_equal(train(before_update=intruder), train())
 
 
 def test_a_discriminator_is_read_in_its_own_updates() -> None:
@@ -135,6 +157,20 @@ def test_an_interrupted_pass_leaves_no_mode_behind(error: BaseException) -> None
     assert stack() == 0
 
 
+def test_interrupted_where_the_mode_was_taken_off() -> None:
+    """In a transformer in evaluation mode, which has kernels that a mode keeps it from: there is none to take off."""
+
+    class InterruptedLayer(nn.TransformerEncoderLayer):
+        def forward(self, *_args: Any, **_kwargs: Any) -> Tensor:
+            raise KeyboardInterrupt
+
+    model = nn.Sequential(nn.Linear(6, 8), InterruptedLayer(8, 2, batch_first=True).eval())
+    with BaseTorchFunctionMode():
+        with pytest.raises(KeyboardInterrupt), depthlab.watch(model, SGD(model.parameters(), lr=0.1)):
+            model(batch(0)[0])
+        assert stack() == 1
+
+
 def test_a_training_goes_on_after_an_interrupted_pass() -> None:
     model = Interrupted()
     optimizer = SGD(model.parameters(), lr=0.1)
@@ -180,21 +216,22 @@ def test_measure_between_a_forward_and_its_backward() -> None:
     loss.backward()  # batch norm's statistics are saved for it, and were not changed
 
 
-def test_an_evaluation_in_another_thread() -> None:
-    model = net()
-    started, go_on = threading.Event(), threading.Event()
+@pytest.mark.parametrize("outlasts", [False, True])
+def test_an_evaluation_in_another_thread_is_no_part_of_a_pass(outlasts: bool) -> None:
+    """It begins while a pass runs, and ends within it or after the update."""
+    started, go_on, updated = threading.Event(), threading.Event(), threading.Event()
 
     class Slow(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             if threading.current_thread() is threading.main_thread():
                 started.set()
                 go_on.wait(10)
+            elif outlasts:
+                go_on.set()
+                updated.wait(10)
             return x
 
-    model.insert(1, Slow())
-    errors: list[BaseException] = []
-
-    def evaluate() -> None:
+    def evaluate(model: nn.Module, errors: list[BaseException]) -> None:
         started.wait(10)
         try:
             model(batch(1)[0])
@@ -202,15 +239,27 @@ def test_an_evaluation_in_another_thread() -> None:
             errors.append(error)
         go_on.set()
 
-    optimizer = SGD(model.parameters(), lr=0.1)
-    with depthlab.watch(model, optimizer, every=1):
-        other = threading.Thread(target=evaluate)
-        other.start()
-        F.cross_entropy(model(batch(0)[0]), batch(0)[1]).backward()
-        other.join()
-        optimizer.step()
-    assert errors == []
-    assert stack() == 0
+    def trained(with_evaluation: bool) -> pd.DataFrame:
+        model, errors = net(), []  # type: ignore[var-annotated]
+        model.insert(1, Slow())
+        optimizer = SGD(model.parameters(), lr=0.1)
+        other = threading.Thread(target=evaluate, args=(model, errors))
+        with depthlab.watch(model, optimizer, probes=PROBE_NAMES, every=1) as watcher:
+            if with_evaluation:
+                other.start()
+            else:
+                go_on.set()
+            F.cross_entropy(model(batch(0)[0]), batch(0)[1]).backward()
+            assert stack() == 0
+            optimizer.step()
+            updated.set()
+            if with_evaluation:
+                other.join()
+        assert errors == []
+        assert stack() == 0
+        return watcher.table()
+
+    pd.testing.assert_frame_equal(trained(True), trained(False))
 
 
 def test_vmap_in_the_forward() -> None:
@@ -258,6 +307,36 @@ def test_experts_that_are_used_in_turn_are_all_read() -> None:
     assert rows.groupby("layer")["depth"].nunique().eq(1).all()
 
 
+def test_layers_that_come_into_play_later_stand_behind_in_the_order_of_data() -> None:
+    class Growing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.fourth, self.third = nn.Linear(6, 6), nn.Linear(6, 3), nn.Linear(6, 6)
+            self.second = nn.Parameter(torch.eye(6))  # whose name does not tell that it is a layer's
+            self.step = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.step += 1
+            x = self.first(x)
+            return x[:, :3] if self.step == 1 else self.fourth(self.third(x @ self.second))
+
+    model = Growing()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with (  # noqa: PT031
+        pytest.warns(UserWarning, match="gradients of second, fourth, third: none has reached"),
+        depthlab.watch(model, optimizer, probes=PROBE_NAMES, every=1, budget=None) as watcher,
+    ):
+        for step in range(3):
+            F.cross_entropy(model(batch(step)[0]), batch(step)[1]).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert watcher.layers == ["first", "second", "third", "fourth"]
+    table = watcher.table()
+    for probe in ("grad_norm", "backward_norm"):
+        rows = table[table["probe"] == probe]
+        assert rows["depth"].tolist() == [1, 1, 2, 3, 4, 1, 2, 3, 4]
+
+
 @pytest.mark.parametrize("layers", [["0"], lambda name: name == "0"])
 def test_choosing_layers_changes_no_reading_of_theirs(layers: Any) -> None:
     whole = train()
@@ -278,17 +357,28 @@ def test_parameters_that_the_optimizer_does_not_have_are_named() -> None:
         optimizer.step()
 
 
+def test_parameters_in_several_groups_are_all_the_optimizers() -> None:
+    model = net()
+    optimizer = SGD([{"params": model[:3].parameters()}, {"params": model[3:].parameters(), "lr": 0.2}], lr=0.1)
+    with depthlab.watch(model, optimizer):  # a warning would be an error
+        F.cross_entropy(model(batch(0)[0]), batch(0)[1]).backward()
+        optimizer.step()
+
+
 def test_another_default_device_than_the_models() -> None:
     model = net()
     optimizer = SGD(model.parameters(), lr=0.1)
-    inputs, targets = batch(0)
-    with torch.device("meta"), depthlab.watch(model, optimizer, every=1) as watcher:
-        loss = F.cross_entropy(model(inputs), targets)
-        loss.backward()
-        optimizer.step()
-        watcher.step(loss)
-        watcher.step(0.5)
-    assert watcher.table()["value"].notna().all()
+    batches = [batch(step) for step in range(2)]
+    with torch.device("meta"), depthlab.watch(model, optimizer, every=1, budget=None) as watcher:
+        for inputs, targets in batches:
+            loss = F.cross_entropy(model(inputs), targets)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            watcher.step(loss if inputs is batches[0][0] else 0.5)
+    table = watcher.table()
+    assert table["value"].notna().all()
+    assert table[table["probe"] == "train_loss"]["value"].tolist()[1] == 0.5
 
 
 def test_dead_units_of_what_is_no_number() -> None:

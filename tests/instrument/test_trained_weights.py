@@ -10,6 +10,8 @@ from loop import IN, OUT, STEPS, batch, bits, layers, mlp, train, values, watchi
 from torch import Tensor, nn
 from torch.optim import SGD
 
+from depthlab.probes import Signals
+
 
 def test_frozen_layers_have_a_norm_and_no_gradient() -> None:
     model = mlp()
@@ -50,6 +52,26 @@ def test_layers_chooses_by_name() -> None:
     assert layers(table) == ["0", "4"]
     with pytest.raises(ValueError, match="no weight to watch"):
         watching(mlp(), layers=lambda name: False)
+
+
+def test_of_layers_that_are_not_chosen_nothing_is_collected() -> None:
+    """It would be dropped later, and has cost its time."""
+    model = mlp()
+    probes = ("output_std", "activation_std", "saturation", "dead_fraction", "backward_norm")
+    found: dict[int, set[tuple[str, int]]] = {}
+    for wanted in ({0, 1, 2}, {1}, set[int]()):
+        signals = Signals(model, [model[index].weight for index in (0, 2, 4)], probes, examples=None, wanted=wanted)
+        signals.open()
+        model(batch()[0]).square().mean().backward()
+        found[len(wanted)] = {(probe, position) for probe, positions, _ in signals.read() for position in positions}
+        signals.close()
+        assert list(signals.order) == [0, 1, 2]
+    of_layers = {
+        (probe, position) for probe in ("output_std", "activation_std", "backward_norm") for position in range(3)
+    }
+    assert found[3] == of_layers | {("saturation", 0), ("dead_fraction", 1)}
+    assert found[1] == {(probe, position) for probe, position in found[3] if position == 1}
+    assert found[0] == set()
 
 
 def test_a_frozen_transformer_in_evaluation_mode_computes_the_same_bits() -> None:

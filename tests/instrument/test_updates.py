@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.optim import SGD
 
 from depthlab.instrument import Watcher
+from depthlab.probes import Parameters
 
 
 def train_in_pieces(pieces: int, scale: float | None = None) -> pd.DataFrame:
@@ -112,3 +113,34 @@ def test_every_optimizer_is_read_as_a_twin_sees_it(name: str) -> None:
         assert values(table, probe) == pytest.approx(numbers, rel=1e-5)
     for parameter, of_twin in zip(model.parameters(), twin.parameters(), strict=True):
         assert torch.equal(parameter, of_twin)
+
+
+def test_an_update_is_read_in_the_type_that_the_network_has_by_then() -> None:
+    """In float32 a change of 1e-12 would be rounded away."""
+    model = mlp()
+    model[4].requires_grad_(False)
+    optimizer = SGD([parameter for parameter in model.parameters() if parameter.requires_grad], lr=1e-12)
+    with watching(model, optimizer, probes=("update_norm", "grad_norm")) as watcher:
+        for step, dtype in enumerate([torch.float32, torch.float64, torch.float64]):
+            model.to(dtype)
+            x, y = (tensor.to(dtype) for tensor in batch(step))
+            optimizer.zero_grad()
+            F.mse_loss(model(x), y).backward()
+            optimizer.step()
+    table = watcher.table()
+    gradients = values(table, "grad_norm")
+    expected = {key: 1e-12 * gradients[key] for key in gradients if key[0] > 0}
+    assert len(expected) == 4
+    # weights near 1 carry 1e-16 of their own
+    assert {key: values(table, "update_norm")[key] for key in expected} == pytest.approx(expected, rel=1e-2)
+
+
+def test_copies_of_weights_follow_them_to_another_device() -> None:
+    """Seen on the device that every machine has, and that holds no numbers."""
+    weights = [nn.Parameter(torch.ones(3, 2))]
+    parameters = Parameters(weights, ("update_norm",))
+    for weight in (weights[0], nn.Parameter(torch.ones(3, 2, device="meta"))):
+        weights[0] = weight
+        parameters.read_weights([0])
+        (update,) = parameters.read_updates()
+        assert update.values.device == weight.device

@@ -197,6 +197,25 @@ def test_what_is_only_added_or_multiplied_entry_by_entry_is_no_layer() -> None:
     assert set(table.layer) == {"stem", "head", "network"}
 
 
+class LowRank(nn.Module):
+    """A weight to which a product of two smaller ones is added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight_in, self.weight_out = nn.Parameter(torch.randn(2, IN)), nn.Parameter(torch.randn(WIDTH, 2))
+        self.weight = nn.Parameter(torch.randn(WIDTH, IN))
+        self.head = nn.Linear(WIDTH, OUT)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.linear(x, self.weight + self.weight_out @ self.weight_in))
+
+
+def test_a_low_rank_sum_is_one_layer_at_every_step() -> None:
+    """Its parts have gradients, and names like those of layers."""
+    table = train(LowRank())
+    assert sorted(values(table, "grad_norm")) == [(step, name) for step in range(STEPS) for name in ("head", "weight")]
+
+
 class Rebinding(nn.Module):
     """Replaces a buffer in every pass, and goes on with a tensor that Python puts in the old one's place."""
 

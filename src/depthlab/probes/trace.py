@@ -191,9 +191,13 @@ class Trace:
         forward = self._pass
         given = [tensor for tensor in _tensors((output,)) if tensor.requires_grad]
         for tensor in given:
-            _whole(tensor).register_hook(lambda _: self._observer.reached(forward))  # type: ignore[no-untyped-call]
+            _whole(tensor).register_hook(lambda _: self._reach(forward))  # type: ignore[no-untyped-call]
         if not given:
             self._observer.reached(forward)
+
+    def _reach(self, forward: Any) -> None:
+        self._pass = forward  # of which checkpointing now repeats parts, whatever other passes there were since
+        self._observer.reached(forward)
 
     def _end_pass(self) -> None:
         """Also of one that Ctrl-C has broken off, for which torch runs no hook, or that updates its own weights."""

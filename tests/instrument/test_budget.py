@@ -176,6 +176,27 @@ def test_what_a_group_costs_while_it_is_not_due_is_no_reading_but_is_paid() -> N
     assert budget.cost > 0.1
 
 
+def look(budget: Budget, *, steps: int) -> None:
+    """Steps of a second, those at which outputs are due of 1.4: 0.1 could be timed, 0.3 could not."""
+    for number in range(steps):
+        looked = budget.is_due("outputs", number)
+        if looked:
+            budget.spend("outputs", 0.1)
+        budget.step(None if number == 0 else 1.4 if looked else 1.0, looked=looked)
+
+
+def test_passes_that_are_looked_at_cost_more_than_could_be_timed() -> None:
+    budget = Budget(None, {"outputs": 4})
+    look(budget, steps=101)
+    assert budget.cost == pytest.approx(0.4 * 25 / 100)
+
+
+def test_intervals_are_set_by_what_looking_costs_in_all() -> None:
+    budget = Budget(0.11, {"outputs": 2})
+    look(budget, steps=10)
+    assert budget.intervals == {"outputs": 4}  # 0.4 / 0.11, not 0.1 / 0.11
+
+
 @given(st.integers(1, 1000), st.integers(0, 5000))
 def test_due_every_so_many_steps_from_the_first(interval: int, step: int) -> None:
     budget = Budget(0.03, {"a": interval})

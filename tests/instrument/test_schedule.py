@@ -49,7 +49,9 @@ def test_a_cosine_is_with_the_gradient_of_the_update_before_whatever_the_interva
 
 
 def test_getting_ready_is_paid_by_the_step_that_is_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And by its outputs, for which it is done."""
+    """And by its outputs, for which it is done; it is part of how long that step takes."""
+    lengths: list[float | None] = []
+    looks: list[bool] = []
     spent: list[tuple[str, float]] = []
     steps: list[list[tuple[str, float]]] = []
 
@@ -59,6 +61,8 @@ def test_getting_ready_is_paid_by_the_step_that_is_prepared(monkeypatch: pytest.
             super().spend(group, seconds)
 
         def step(self, seconds: float | None, *, looked: bool = False) -> None:
+            lengths.append(seconds)
+            looks.append(looked)
             steps.append(spent.copy())
             spent.clear()
             super().step(seconds, looked=looked)
@@ -80,3 +84,5 @@ def test_getting_ready_is_paid_by_the_step_that_is_prepared(monkeypatch: pytest.
     train(mlp(), every=3, steps=5)
     dear = [any(group == "outputs" and seconds >= 1 for group, seconds in step) for step in steps]
     assert dear == [False, False, False, True, False]  # the first is prepared before there are steps to pay for it
+    assert lengths == [None, 0, 0, 1, 0]
+    assert looks == [True, False, False, True, False]

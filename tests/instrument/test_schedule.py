@@ -48,6 +48,14 @@ def test_a_cosine_is_with_the_gradient_of_the_update_before_whatever_the_interva
     assert_equal(thinned, everything[kept].reset_index(drop=True))
 
 
+def test_cosines_are_there_at_every_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    everything = values(train(mlp(), probes=("weight_norm", "grad_cosine"), steps=8), "grad_cosine")
+    scripted(monkeypatch, {1: 3})
+    thinned = values(train(mlp(), probes=("weight_norm", "grad_cosine"), steps=8), "grad_cosine")
+    assert thinned == {key: value for key, value in everything.items() if key[0] in (3, 6)}
+    assert len(thinned) == 6
+
+
 def test_getting_ready_is_paid_by_the_step_that_is_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
     """And by its outputs, for which it is done; it is part of how long that step takes."""
     lengths: list[float | None] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
 import multiprocessing
 import shutil
@@ -174,6 +175,27 @@ def test_a_network_compiled_in_place_has_its_own_call_again_afterwards() -> None
         watcher.close()  # of one that is closed already: the other's stays
         assert model[2]._compiled_call_impl is not call
     assert model[2]._compiled_call_impl is call
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo's own, watched or not
+@pytest.mark.usefixtures("_fresh_compiler")
+def test_a_compiled_function_within_a_pass_is_compiled_as_a_whole() -> None:
+    """Watching breaks no graph, which `fullgraph` would not allow."""
+
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.head = nn.Linear(IN, WIDTH), nn.Linear(WIDTH, OUT)
+            self.squash = torch.compile(lambda x: torch.tanh(2 * x), backend="eager", fullgraph=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.squash(self.first(x)))
+
+    model = Mixed()
+    twin = copy.deepcopy(model)
+    twin.squash = lambda x: torch.tanh(2 * x)
+    probes = ("weight_norm", "grad_norm", "backward_norm")
+    assert_equal(train(model, probes=probes), train(twin, probes=probes))
 
 
 @pytest.mark.filterwarnings("ignore:Using `torch.compile")

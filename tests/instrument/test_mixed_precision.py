@@ -22,6 +22,7 @@ def train_scaled(
     *,
     batches: list[int],
     clip: bool = False,
+    set_to_none: bool = True,
 ) -> pd.DataFrame:
     """Batch -1 overflows."""
     model = mlp()
@@ -30,7 +31,7 @@ def train_scaled(
     with watching(model, optimizer, scaler=scaler) as watcher:
         for number in batches:
             x, y = batch(number)
-            optimizer.zero_grad()
+            optimizer.zero_grad(set_to_none=set_to_none)
             with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
                 loss = F.mse_loss(model(x).float(), y * (1e38 if number == -1 else 1))
             scaler.scale(loss).backward()
@@ -58,8 +59,11 @@ def test_gradients_of_a_scaled_loss_are_read_unscaled(dtype: torch.dtype | None,
 
 
 @pytest.mark.parametrize("batches", [[0, -1, 1, 2], [-1, 0, 1, 2], [0, -1, -1, 1, 2]])
-def test_an_update_that_the_scaler_skips_gives_no_reading_and_disturbs_none(batches: list[int]) -> None:
-    found = train_scaled(256.0, None, plain, batches=batches)
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_an_update_that_the_scaler_skips_gives_no_reading_and_disturbs_none(
+    batches: list[int], set_to_none: bool
+) -> None:
+    found = train_scaled(256.0, None, plain, batches=batches, set_to_none=set_to_none)
     assert_equal(found, train_scaled(None, None, plain, batches=[0, 1, 2]), rel=1e-6)
 
 

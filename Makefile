@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 EXPERIMENTS := $(sort $(basename $(notdir $(wildcard configs/experiment/*.yaml))))
-.PHONY: help test test-slow check lint types format reproduce results benchmark clean $(EXPERIMENTS)
+.PHONY: help test test-slow check lint types format reproduce results benchmark torture clean $(EXPERIMENTS)
 
 SCALE ?= laptop
 ARGS =
@@ -61,6 +61,9 @@ results: $(INSTALLED) ## draws all figures, tables and claims again from their s
 
 benchmark: $(INSTALLED) ## what watching a training costs; into benchmarks/results; ARGS="--rounds 3" are its options
 	OMP_NUM_THREADS=1 $(VENV)/bin/python benchmarks/instrument.py --output $(ARGS)
+
+torture: $(INSTALLED) ## kills a sweep 100 times and compares its readings with an undisturbed one's; ARGS="--kills 20 --seed 1"
+	OMP_NUM_THREADS=1 $(VENV)/bin/python tests/torture/harness.py $(ARGS)
 
 clean: ## removes .venv, builds and caches; runs, figures and data sets stay
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -143,6 +143,8 @@ class Run:
         """Notes that a process trains the run from now on: its host and pid are in the record."""
         self._replace("config.yaml", yaml.safe_dump(to_mapping(config), sort_keys=False))
         (self.folder / "error.txt").unlink(missing_ok=True)
+        for half_written in self.folder.glob(".*"):  # by a process that was killed before it could rename it
+            half_written.unlink(missing_ok=True)
         self._write_record({"status": Status.RUNNING, **record})
 
     def end(self, readings: pd.DataFrame, record: dict[str, Any]) -> None:

@@ -9,7 +9,6 @@ hooks or takes another's time for its own.
 from __future__ import annotations
 
 import argparse
-import datetime
 import gc
 import math
 import os
@@ -25,14 +24,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from measuring import circumstances
 from torch import nn
 from tqdm import tqdm
 from trainings import BATCH, GREY, IDIOMS, NETS, Training, make, vanishing
 from watching import AGAIN, BARE, PACKAGES, TOOLS, Attach
 
 from depthlab.figures.tables import pipe_table
-from depthlab.runs.provenance import provenance
-from depthlab.training import available_cores, prepare_process, resolve_device
+from depthlab.training import prepare_process, resolve_device
 
 RESULT = Path(__file__).parent / "results" / "instrument.md"
 RUNS, NOT_INSTALLED = "runs", "not installed"
@@ -180,20 +179,9 @@ def verdict(outcome: str) -> str:
     return outcome if outcome in (RUNS, NOT_INSTALLED) else "crashes"
 
 
-def circumstances(options: argparse.Namespace) -> str:
-    """Machine, versions, commit, date and settings, in Markdown."""
-    code = provenance()
-    device = torch.cuda.get_device_name(options.device) if options.device.type == "cuda" else "CPU"
-    versions = code["versions"] | {
-        package: metadata.version(package) for module, package in PACKAGES.items() if util.find_spec(module)
-    }
-    return (
-        f"- machine: {code['machine']['processor']}, {available_cores()} cores, {torch.get_num_threads()} used\n"
-        f"- device: {device}\n"
-        f"- versions: {', '.join(f'{name} {version}' for name, version in versions.items())}\n"
-        f"- commit: {code['commit']}{' with changes' if code['dirty'] else ''}\n"
-        f"- date: {datetime.datetime.now(datetime.UTC):%Y-%m-%d}\n"
-    )
+def versions_of_tools() -> dict[str, str]:
+    """Of the other tools that are installed."""
+    return {package: metadata.version(package) for module, package in PACKAGES.items() if util.find_spec(module)}
 
 
 def report(options: argparse.Namespace) -> str:
@@ -202,7 +190,7 @@ def report(options: argparse.Namespace) -> str:
         found = {net: costs(net, options, progress) for net in options.nets}
     return f"""# Watching a training: what it costs, and what survives
 
-{circumstances(options)}
+{circumstances(options.device, versions_of_tools())}
 Time of a watched update over that of an unwatched one (whose milliseconds stand behind each net's name): median and
 quartiles over {options.rounds} rounds; {options.settle} updates to settle, then {options.steps} that are timed, fewer
 of either if they take {options.limit:g} s; batch {BATCH}, SGD with momentum. `{AGAIN}` is a second unwatched net: its

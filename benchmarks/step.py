@@ -1,0 +1,158 @@
+"""What is around the step: depthlab's whole loop beside a bare one, and beside the loop that is usual for CIFAR.
+
+- depthlab: a run as `depthlab train` does it: batches, augmentation, update, default probes, logging; without the
+  evaluations, which the others do not have.
+- bare: the same net and optimiser over batches that lie there prepared; nothing is read, not even the loss.
+- usual: torchvision's transforms image by image in a DataLoader, contiguous float32, torch's default SGD, loss.item()
+  every 100 updates.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from data import BATCH, popular, random_pixels
+from measuring import circumstances, interleaved, speed_table
+from torch import Tensor
+from torch.nn import functional as F
+
+from depthlab import nets
+from depthlab.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from depthlab.data import Batches
+from depthlab.runs.run import Trial, load_splits
+from depthlab.training import build_optimizer, prepare_process
+
+RESULT = Path(__file__).parent / "results" / "step.md"
+CPU = torch.device("cpu")
+RESNET = ModelConfig(family="cnn", depth=20, width=16, norm="batch", skip="residual", bias=False)
+CIFAR = DataConfig(name="cifar10", crop_padding=4, flip=True)
+TRAIN = TrainConfig(batch_size=BATCH, momentum=0.9, lr=0.01, weight_decay=1e-4)
+NETS = {
+    "ResNet-20, float32": RunConfig(data=CIFAR, model=RESNET, train=TRAIN),
+    "ResNet-20, bf16": RunConfig(data=CIFAR, model=RESNET, train=replace(TRAIN, precision="bf16")),
+    "MLP-20x100": RunConfig(data=DataConfig(name="mnist"), model=ModelConfig(depth=20), train=TRAIN),
+    "MLP-50x256": RunConfig(data=DataConfig(name="mnist"), model=ModelConfig(depth=50, width=256), train=TRAIN),
+}
+"""The MLPs read MNIST."""
+
+
+class EnoughError(Exception):
+    """The stretch is over."""
+
+
+def ours(config: RunConfig, settle: int, steps: int) -> float:
+    """Seconds of an update in a run of depthlab."""
+    times = {}
+
+    def progress(done: int, *_: float | None) -> None:
+        times[done] = time.perf_counter()
+        if done == settle + steps:
+            raise EnoughError
+
+    endless = replace(config, train=replace(config.train, steps=10**9, eval_every=10**9))
+    with suppress(EnoughError):
+        Trial(endless, CPU, progress).run()
+    return (times[settle + steps] - times[settle]) / steps
+
+
+def bare(config: RunConfig, batches: list[tuple[Tensor, Tensor]], settle: int, steps: int) -> float:
+    """Seconds of an update, and of nothing else."""
+    model = build(config)
+    optimizer = build_optimizer(model, config.train)
+    stream = itertools.cycle(batches)
+    for count in range(settle + steps):
+        if count == settle:
+            begin = time.perf_counter()
+        inputs, labels = next(stream)
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.train.precision == "bf16"):
+            logits = model(inputs)
+        F.cross_entropy(logits.float(), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return (time.perf_counter() - begin) / steps
+
+
+def usual(config: RunConfig, batches: Iterator[tuple[Tensor, Tensor]], settle: int, steps: int) -> float:
+    """Seconds of an update in the loop that popular repositories have."""
+    model = build(config, memory_format=torch.contiguous_format)
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=config.train.lr, momentum=config.train.momentum, weight_decay=config.train.weight_decay
+    )
+    for count in range(settle + steps):
+        if count == settle:
+            begin = time.perf_counter()
+        inputs, labels = next(batches)
+        loss = F.cross_entropy(model(inputs), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if count % 100 == 0:
+            loss.item()
+    return (time.perf_counter() - begin) / steps
+
+
+def build(config: RunConfig, memory_format: torch.memory_format = torch.channels_last) -> torch.nn.Module:
+    """The net of a run."""
+    channels, size = (3, 32) if config.data.name == "cifar10" else (1, 28)
+    net = nets.build(config.model, channels=channels, size=size, classes=10, seed=0)
+    return net.to(memory_format=memory_format) if config.model.family == "cnn" else net
+
+
+def prepared(config: RunConfig, count: int) -> list[tuple[Tensor, Tensor]]:
+    """The first batches of the run, made beforehand."""
+    splits = load_splits(config.data, CPU)
+    stream = Batches(splits.train, config.data, batch_size=BATCH, seed=0, mean=splits.mean, std=splits.std)
+    return [stream[step] for step in range(count)]
+
+
+def main() -> None:
+    """Measures, and prints the page."""
+    parser = argparse.ArgumentParser(description="depthlab's whole loop beside a bare one and the usual one.")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=100, help="timed updates; the probes read at one of 100")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--nets", nargs="+", choices=NETS, default=list(NETS))
+    parser.add_argument("--output", nargs="?", type=Path, const=RESULT, help="also write it (default: results/ here)")
+    options = parser.parse_args()
+    prepare_process(options.threads)
+    pixels = random_pixels()
+    loaders = {workers: popular(pixels, workers) for workers in (0, 2, 4)}
+    tables = []
+    for name in options.nets:
+        config, stretch = NETS[name], (5, options.steps)
+        batches = prepared(config, 20)
+        contenders = {
+            "bare": partial(bare, config, batches, *stretch),
+            "depthlab": partial(ours, config, *stretch),
+        }
+        over = ["bare"]
+        if config.data.name == "cifar10":
+            contenders |= {
+                f"usual, {workers} workers": partial(usual, config, loader, *stretch)
+                for workers, loader in loaders.items()
+            }
+            over += [f"usual, {workers} workers" for workers in loaders]
+        seconds = interleaved(contenders, options.rounds, name)
+        tables.append(f"## {name}\n\n{speed_table(seconds, over, 'updates')}")
+    page = f"""# What is around the step
+
+{circumstances()}
+Batch {BATCH}, {options.steps} timed updates a round, {options.rounds} rounds in one process, in each of which all take
+their turn; medians, ratios of speeds with quartiles. `usual` is always float32.
+
+{chr(10).join(tables)}"""
+    print(page)
+    if options.output is not None:
+        options.output.write_text(page)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""A grid of small runs: depthlab's own sweep beside Hydra's basic launcher, from cold start to last file."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+from measuring import circumstances, interleaved, speed_table
+
+HERE = Path(__file__).parent
+RESULT = HERE / "results" / "sweep.md"
+GRIDS = {
+    "24 MLPs": "data=digits model.depth=10,20,30 model.activation=relu,tanh model.init=he,xavier seed=0,1 "
+    "train.steps=600 train.lr=0.01",
+    "8 ResNet-20": "data=cifar10_augmented model=resnet model.depth=20 seed=range(8) train=he2015 train.warmup_steps=0 "
+    "train.steps=20 train.eval_every=20 data.validation_fraction=0.01",
+}
+BASIC = [sys.executable, str(HERE / "basic_launcher.py"), "-m"]
+OURS = [sys.executable, "-m", "depthlab", "train", "-m"]
+
+
+def seconds(command: list[str], grid: str, threads: int | None) -> float:
+    """Of the whole command, in an empty results folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+        environment |= {"DEPTHLAB_RESULTS": folder}
+        if threads is not None:
+            environment["OMP_NUM_THREADS"] = str(threads)
+        begin = time.perf_counter()
+        ended = subprocess.run(
+            [*command, *grid.split()], env=environment, cwd=folder, capture_output=True, text=True, check=False
+        )
+        taken = time.perf_counter() - begin
+        if ended.returncode:
+            raise RuntimeError(f"{' '.join(command)} failed: {ended.stderr[-2000:]}")
+        expected = len(list(Path(folder).glob("runs/*/readings.parquet")))
+        if expected not in (8, 24):
+            raise RuntimeError(f"{' '.join(command)} left {expected} runs")
+        return taken
+
+
+def main() -> None:
+    """Measures, and prints the page."""
+    parser = argparse.ArgumentParser(description="A grid of small runs: depthlab beside Hydra's basic launcher.")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--grids", nargs="+", choices=GRIDS, default=list(GRIDS))
+    parser.add_argument("--output", nargs="?", type=Path, const=RESULT, help="also write it (default: results/ here)")
+    options = parser.parse_args()
+    tables = []
+    for name in options.grids:
+        contenders = {
+            "depthlab train -m": partial(seconds, OURS, GRIDS[name], None),
+            "Hydra's basic launcher, all threads": partial(seconds, BASIC, GRIDS[name], None),
+            "Hydra's basic launcher, 1 thread": partial(seconds, BASIC, GRIDS[name], 1),
+        }
+        found = interleaved(contenders, options.rounds, name)
+        others = [other for other in contenders if "basic" in other]
+        tables.append(f"## {name}\n\n`{GRIDS[name]}`\n\n{speed_table(found, others, 'sweeps')}")
+    page = f"""# A sweep, from cold start to its last file
+
+{circumstances()}
+Whole commands in turn, {options.rounds} rounds; medians, ratios of speeds with quartiles. Both train the same runs with
+the same code; they differ in how these are spread over the machine.
+
+{chr(10).join(tables)}"""
+    print(page)
+    if options.output is not None:
+        options.output.write_text(page)
+
+
+if __name__ == "__main__":
+    main()

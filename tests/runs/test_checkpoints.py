@@ -159,6 +159,22 @@ def test_first_signal_saves_and_second_ends_at_once(number: signal.Signals) -> N
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_progress_can_ask_its_run_to_stop(undisturbed: Any) -> None:
+    """Without a signal: it stops after the update that follows, saved, and others may ask it to go on."""
+    stop = Stop()
+
+    def progress(done: int, *_known: float | None) -> None:
+        stop.asked = done == 8
+
+    with pytest.raises(Stopped, match="after update 9 of 14"):
+        execute(MLP, device=CPU, progress=progress, checkpoint_seconds=0, stop=stop)
+    assert stop.by is None
+    run = Run.of(MLP)
+    assert (run.status(), run.record()["steps"]) == (Status.INTERRUPTED, 9)
+    assert [path.name for path in run.folder.glob("checkpoint*")] == ["checkpoint-000000009.pt"]
+    assert content(execute(MLP, device=CPU)) == undisturbed(MLP)
+
+
 def test_signals_that_are_ignored_stay_so() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:

@@ -15,17 +15,18 @@ STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR
 
 
 class Stop:
-    """Whether somebody has asked to stop. `asked` may be read at every step."""
+    """Whether somebody has asked to stop. `asked` may be read at every step, and set: then `by` stays None."""
 
     def __init__(self) -> None:
         self.asked = False
+        self.by: signal.Signals | None = None
 
-    def __call__(self, _number: int, _frame: FrameType | None) -> None:
+    def __call__(self, number: int, _frame: FrameType | None) -> None:
         """The handler of the signals."""
         # a worker may be asked twice, by a scheduler and by its parent; what ends it at once is its parent's SIGKILL
         if self.asked and multiprocessing.parent_process() is None:
             raise KeyboardInterrupt
-        self.asked = True
+        self.asked, self.by = True, signal.Signals(number)
 
 
 class Stopped(KeyboardInterrupt):
@@ -33,9 +34,9 @@ class Stopped(KeyboardInterrupt):
 
 
 @contextmanager
-def stopping_politely() -> Iterator[Stop]:
+def stopping_politely(stop: Stop | None = None) -> Iterator[Stop]:
     """Turns the first of these signals into `Stop.asked`; the second raises KeyboardInterrupt, wherever it comes."""
-    stop = Stop()
+    stop = stop or Stop()
     with _handling(stop):
         yield stop
 

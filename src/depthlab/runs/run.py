@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 
 from depthlab import data, nets
-from depthlab.config import PROTOCOL, DataConfig, RunConfig, flat
+from depthlab.config import PROTOCOL, DataConfig, RunConfig, TrainConfig, flat
 from depthlab.probes import Row
 from depthlab.runs.checkpoints import Checkpoints
 from depthlab.runs.interrupts import Stop, Stopped, stopping_politely
@@ -49,6 +49,7 @@ def execute(
     progress: Progress | None = None,
     checkpoint_seconds: float = 60.0,
     wait: bool = True,
+    stop: Stop | None = None,
 ) -> Run:
     """The finished run of a configuration: loaded if it is there, trained if it is not.
 
@@ -59,6 +60,7 @@ def execute(
     device and number of threads are the same.
 
     checkpoint_seconds: time from one checkpoint to the next; 0: one only when asked to stop.
+    stop: with it `progress` can ask the run to stop, as a signal does: it stops after the update that follows.
     wait: whether to wait for another process that trains the run, or to raise HeldError.
     Raises StoreError if the run's directory is damaged or cannot be written, LeaseLostError if another process has
     taken the run over, DataError if the data cannot be had.
@@ -93,8 +95,9 @@ def execute(
                 progress(*how_far)
 
         try:
-            with stopping_politely() as stop, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-                trial = Trial(config, device, watched, checkpoints=checkpoints, stop=stop, origin=origin)
+            generators = [device] if device.type == "cuda" else []
+            with stopping_politely(stop) as asked, torch.random.fork_rng(devices=generators):
+                trial = Trial(config, device, watched, checkpoints=checkpoints, stop=asked, origin=origin)
                 outcome = trial.run()
             readings = outcome.pop("readings")
             wall = trial.seconds_before + time.perf_counter() - started
@@ -174,7 +177,7 @@ class Trial:
             self.done = done = update.step + 1
             self._keep(update.step, update.rows)
             self.pending.append((update.step, torch.stack([update.loss, update.error])))
-            evaluating = done % config.eval_every == 0 or done == config.steps
+            evaluating = is_evaluated(done, config)
             saving = self._is_to_be_saved()
             if (evaluating or saving or len(self.pending) == FETCH_EVERY) and not self._fetch():
                 return self._diverged()
@@ -337,6 +340,11 @@ class Chosen:
         self.error = error
         self.weights = weights
         self.evaluations_since = 0
+
+
+def is_evaluated(done: int, config: TrainConfig) -> bool:
+    """Whether the validation error is measured after so many updates."""
+    return done % config.eval_every == 0 or done == config.steps
 
 
 @lru_cache(maxsize=2)

@@ -92,7 +92,7 @@ class Workers:
         pool = ProcessPoolExecutor(count, mp_context=context, initializer=_prepare_worker, initargs=shared)
         left = dict.fromkeys(configs)
         try:
-            with _interrupts_ignored():
+            with interrupts_ignored():
                 futures = {
                     pool.submit(_train_one, config, runs_root(), self._device, wait_for_others): config
                     for config in configs
@@ -107,7 +107,7 @@ class Workers:
         except BrokenProcessPool:
             pass
         except (KeyboardInterrupt, DiskFullError):
-            self._stop(list(set(multiprocessing.active_children()) - others))
+            stop(list(set(multiprocessing.active_children()) - others))
             raise
         finally:
             pool.shutdown(cancel_futures=True)
@@ -122,19 +122,6 @@ class Workers:
         self.elsewhere += ended.elsewhere
         self._tell(config, ended.succeeded, ended.line)
 
-    def _stop(self, processes: Sequence[multiprocessing.process.BaseProcess]) -> None:
-        """Asks the workers to save and end; a second Ctrl-C ends them."""
-        tell("stopping: each run finishes its update and is saved; Ctrl-C again ends them at once")
-        try:
-            while alive := [process for process in processes if process.is_alive()]:
-                for process in alive:
-                    process.terminate()  # again, too: one that could not save ends when it waits for the next run
-                for process in alive:
-                    process.join(ASK_AGAIN_AFTER)
-        except KeyboardInterrupt:
-            for process in processes:
-                process.kill()
-
     def _tell(self, config: RunConfig, succeeded: bool, result: str) -> None:
         line = f"{_name(config)}: {result}"
         if not succeeded:
@@ -142,8 +129,22 @@ class Workers:
         self._progress.ended(config.key(), line, failed=not succeeded)
 
 
+def stop(processes: Sequence[multiprocessing.process.BaseProcess]) -> None:
+    """Asks workers to save and end; a second Ctrl-C ends them."""
+    tell("stopping: each run finishes its update and is saved; Ctrl-C again ends them at once")
+    try:
+        while alive := [process for process in processes if process.is_alive()]:
+            for process in alive:
+                process.terminate()  # again, too: one that could not save ends when it waits for the next run
+            for process in alive:
+                process.join(ASK_AGAIN_AFTER)
+    except KeyboardInterrupt:
+        for process in processes:
+            process.kill()
+
+
 @contextmanager
-def _interrupts_ignored() -> Iterator[None]:
+def interrupts_ignored() -> Iterator[None]:
     """Ctrl-C reaches the workers as well; those started inside ignore it from their first moment on.
 
     The parent alone answers it, and ends them. Only a main thread can set this; of another's workers each sets it
@@ -162,6 +163,11 @@ def _interrupts_ignored() -> Iterator[None]:
 def _prepare_worker(threads: int, steps: Synchronized[int], checkpoint_seconds: float) -> None:
     global _steps, _checkpoint_seconds
     _steps, _checkpoint_seconds = steps, checkpoint_seconds
+    prepare_worker(threads)
+
+
+def prepare_worker(threads: int) -> None:
+    """What every worker does first: it leaves Ctrl-C to its parent, and does not outlive it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     prepare_process(threads)

@@ -23,7 +23,8 @@ FLOORS = [
     {"nets", "data", "probes"},
     {"training", "diagnosis"},
     {"figures", "runs"},
-    {"cli", "experiments", "instrument"},
+    {"experiments", "instrument", "tuning"},
+    {"cli"},
     {"__init__", "__main__"},  # the face of the package and of its command
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS, 1) for room in rooms}
@@ -32,7 +33,9 @@ ONLY_IN = {
     "hydra": {"cli"},
     "omegaconf": {"cli"},
     "matplotlib": {"figures", "experiments", "instrument"},
-    "pandas": {"figures", "runs", "experiments", "instrument"},
+    "optuna": {"tuning"},
+    "pandas": {"figures", "runs", "experiments", "instrument", "tuning"},
+    "sqlalchemy": {"tuning"},
 }
 THIRD_PARTY = {  # rooms that work without the rest of what depthlab installs
     "config": set(),
@@ -168,6 +171,8 @@ def test_house(rule: Rule) -> None:
         (out_of_place, "src/depthlab/runs/store.py", "import matplotlib.pyplot as plt"),
         (out_of_place, "src/depthlab/data/splits.py", "import pandas as pd"),
         (out_of_place, "src/depthlab/runs/run.py", "from omegaconf import OmegaConf"),
+        (out_of_place, "src/depthlab/cli/main.py", "def f():\n    import optuna"),
+        (against_direction, "src/depthlab/runs/sweep.py", "from depthlab.tuning import Study"),
         (out_of_place, "experiments/one.py", "from matplotlib import pyplot as plt"),
         (out_of_place, "src/depthlab/instrument/watcher.py", "import matplotlib.pyplot"),
         (against_direction, "src/depthlab/training/loop.py", "from depthlab.instrument import watch"),
@@ -209,7 +214,7 @@ def loaded_by(code: str) -> set[str]:
     return set(result.stdout.rpartition("LOADED")[2].split())
 
 
-HEAVY = {"torch", "torchvision", "matplotlib", "pandas", "sklearn", "scipy", "pyarrow", "hydra"}
+HEAVY = {"torch", "torchvision", "matplotlib", "pandas", "sklearn", "scipy", "pyarrow", "hydra", "optuna"}
 
 
 def test_importing_depthlab_loads_nothing_heavy() -> None:
@@ -218,7 +223,9 @@ def test_importing_depthlab_loads_nothing_heavy() -> None:
     assert loaded & (HEAVY - {"torch"}) == set()
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["figure", "--help"], ["runs", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["train", "--help"], ["figure", "--help"], ["runs", "--help"], ["tune", "--help"]]
+)
 def test_help_answers_without_torch(arguments: list[str]) -> None:
     loaded = loaded_by(
         f"import runpy\nsys.argv = {['depthlab', *arguments]}\n"

@@ -6,7 +6,7 @@ import functools
 import itertools
 import re
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,26 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, ValueType
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep, ValueType
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from depthlab.config import ConfigError, RunConfig, SweepConfig, build_sweep, describe_fields, from_mapping, suggest
+from depthlab.config import (
+    Choice,
+    ConfigError,
+    Interval,
+    Range,
+    RunConfig,
+    SweepConfig,
+    Value,
+    WholeInterval,
+    build_sweep,
+    describe_fields,
+    from_mapping,
+    suggest,
+    typed,
+)
 
 
 @dataclass(frozen=True)
@@ -29,6 +43,23 @@ class Launch:
     run: RunConfig
     device: str
     sweep: SweepConfig
+
+
+@dataclass(frozen=True)
+class Searched:
+    """Overrides of which some hold a range: `fixed` are the others. Called with a value for each, it gives the run."""
+
+    configs: Path
+    fixed: tuple[str, ...]
+    ranges: Mapping[str, Range]
+
+    def __call__(self, values: Mapping[str, Value]) -> RunConfig:
+        """The run of one choice; ConfigError if its settings do not go together."""
+        return self.launch(values).run
+
+    def launch(self, values: Mapping[str, Value]) -> Launch:
+        """The same, and how it is launched."""
+        return _composer(self.configs).compose([*self.fixed, *typed(values)])
 
 
 class Composer:
@@ -47,6 +78,13 @@ class Composer:
         choices = [_choices(override) for override in parsed]
         for chosen in itertools.product(*choices):
             yield self.compose(chosen)
+
+    def searched(self, overrides: Sequence[str]) -> Searched:
+        """What is fixed and what is a range: interval, range, choice or a list of values, in Hydra's grammar."""
+        last = {override.key_or_group: override for override in self.parse(overrides)}
+        ranges = {name: _range(override) for name, override in last.items() if override.is_sweep_override()}
+        fixed = tuple(str(override.input_line) for name, override in last.items() if name not in ranges)
+        return Searched(self._configs, fixed, ranges)
 
     def parse(self, overrides: Sequence[str]) -> list[Override]:
         """Checked overrides: their grammar, and that what they set is there."""
@@ -103,6 +141,59 @@ def _read(text: str) -> Override:
     if override is None or not override.key_or_group:
         raise ConfigError(f"cannot read {text!r}; settings are given as NAME=VALUE, such as model.depth=50")
     return override
+
+
+@functools.cache
+def _composer(configs: Path) -> Composer:
+    return Composer(configs)
+
+
+def _range(override: Override) -> Range:
+    """What a search may choose from; of a setting that is a whole number, an interval's whole numbers."""
+    given, name = override.value(), override.get_key_element()
+    if unknown := sorted(getattr(given, "tags", set()) - {"log"}):
+        raise ConfigError(f"{override.input_line}: the tag {unknown[0]} is not known; tag(log, ...) is")
+    is_log = "log" in getattr(given, "tags", ())
+    try:
+        if isinstance(given, IntervalSweep) and given.start is not None and given.end is not None:
+            if _is_whole(name) or isinstance(given.start, int):
+                return WholeInterval(_whole(given.start), _whole(given.end), log=is_log)
+            return Interval(float(given.start), float(given.end), log=is_log)
+        if isinstance(given, RangeSweep):
+            return _steps(override, given, is_log)
+        if isinstance(given, ChoiceSweep) and not is_log:
+            texts = [text.partition("=")[2] for text in _choices(override)]
+            return Choice(tuple(text.lower() if text in ("True", "False") else text for text in texts))
+    except ConfigError as error:
+        raise ConfigError(f"{override.input_line}: {error}") from None
+    raise ConfigError(
+        f"{override.input_line} is no range; write {name}=A,B,C or {name}=interval(LOW,HIGH) or "
+        f"{name}=tag(log,interval(LOW,HIGH)) or {name}=range(START,STOP,STEP)"
+    )
+
+
+def _steps(override: Override, given: RangeSweep, is_log: bool) -> Range:
+    """range(START,STOP,STEP), which never is STOP, as the interval from its first to its last value."""
+    values = [text.partition("=")[2] for text in _choices(override)]
+    numbers = sorted(float(value) for value in values)
+    if all(isinstance(part, int) for part in (given.start, given.stop, given.step)):
+        step = abs(int(given.step))
+        return WholeInterval(int(numbers[0]), int(numbers[-1]), step=None if step == 1 else step, log=is_log)
+    return Interval(numbers[0], numbers[-1], step=abs(float(given.step)), log=is_log)
+
+
+def _is_whole(name: str) -> bool:
+    """Whether a setting holds whole numbers, or null."""
+    section, _, field = name.rpartition(".")
+    owner = typing.get_type_hints(RunConfig).get(section, RunConfig) if section else RunConfig
+    hint = typing.get_type_hints(owner).get(field)
+    return hint in (int, int | None)
+
+
+def _whole(value: float) -> int:
+    if value != int(value):
+        raise ConfigError(f"{value:g} is not a whole number, which this setting is")
+    return int(value)
 
 
 def _choices(override: Override) -> list[str]:

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from depthlab.config import ConfigError, describe_fields
+from depthlab.config import PRUNERS, ConfigError, describe_fields
 
 DESCRIPTION = "Trains deep networks, reads them layer by layer, and shows what depth does to them."
 EXAMPLES = """examples:
@@ -19,10 +19,28 @@ EXAMPLES = """examples:
   depthlab train experiment=vanishing_gradients scale=smoke  the runs of a figure
   depthlab figure vanishing_gradients scale=smoke            that figure, its table and its claims
   depthlab runs                                              the state of every run
+  depthlab tune "train.lr=tag(log,interval(1e-3,1))"         a search for the learning rate of least validation error
 
 environment:
   DEPTHLAB_DATA      where data sets are kept (default: a cache folder of the user's)
   DEPTHLAB_RESULTS   where runs and figures are written (default: ./results)
+"""
+
+RANGES = """ranges (quote them: the shell knows parentheses); settings of one value hold for all trials:
+  train.lr=tag(log,interval(1e-3,1))     uniform in the logarithm
+  model.dropout=interval(0,0.5)          uniform; whole numbers where the setting is one: model.width=interval(16,256)
+  model.depth=range(4,40,4)              4, 8, ... 36
+  model.activation=relu,tanh,gelu        one of these; the same: choice(relu,tanh,gelu)
+  model=plain,residual                   a file of settings
+  sweep.workers=N                        trials run at once (default: one for each core; on a GPU, one); with 1 the
+                                         same command always chooses the same trials
+
+examples:
+  depthlab tune "train.lr=tag(log,interval(1e-3,1))" model.depth=5,10,20 train.steps=200 train.eval_every=20
+  depthlab tune "train.lr=tag(log,interval(1e-3,1))" --trials 50 --name rates data=mnist
+
+results (in results/tune/STUDY): study.db, which Optuna's dashboard shows as well; trials.csv, table.md, importance.png
+and .svg. depthlab train --help lists the settings.
 """
 
 
@@ -116,7 +134,35 @@ def _parser() -> argparse.ArgumentParser:
         help="delete those that failed or are damaged, or are in the states of --status",
     )
     _add_overrides(runs)
+
+    tune = commands.add_parser(
+        "tune",
+        help="search ranges of settings for the least validation error (needs optuna)",
+        description="Trains runs of settings that Optuna chooses from ranges, and stops those that do worse than "
+        "others. Typed again, it goes on where it was; with more --trials it searches on. Several such commands can "
+        "share one study on one machine.",
+        epilog=RANGES,
+        formatter_class=formatter,
+        allow_abbrev=False,
+    )
+    tune.add_argument("--name", metavar="STUDY", help="of the study (default: made from the ranges and settings)")
+    tune.add_argument("--trials", type=_count, default=20, metavar="N", help="how many in all (default: 20)")
+    tune.add_argument(
+        "--pruner",
+        choices=PRUNERS,
+        default=PRUNERS[0],
+        help="what stops a trial after the first quarter of its updates: an error above the median of the others after "
+        "as many updates (default), successive halving, or nothing",
+    )
+    tune.add_argument("--sampler-seed", type=int, default=0, metavar="N", help="of the choices (default: 0)")
+    _add_overrides(tune)
     return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be a whole number of at least 1")
+    return int(text)
 
 
 def _add_overrides(parser: argparse.ArgumentParser) -> None:

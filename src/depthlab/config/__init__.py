@@ -1,6 +1,7 @@
 """What a run is. Standard library only, so that naming, checking and comparing runs costs no import of torch."""
 
 from depthlab.config.fields import ConfigError, suggest, to_mapping
+from depthlab.config.ranges import PRUNERS, Choice, Interval, Range, Value, WholeInterval, declared, typed
 from depthlab.config.schema import (
     ACTIVATIONS,
     DATASETS,
@@ -39,21 +40,29 @@ __all__ = [
     "PRECISIONS",
     "PROBES",
     "PROTOCOL",
+    "PRUNERS",
     "SCHEDULES",
     "SKIPS",
+    "Choice",
     "ConfigError",
     "DataConfig",
     "DatasetFacts",
+    "Interval",
     "ModelConfig",
     "ProbesConfig",
+    "Range",
     "RunConfig",
     "SweepConfig",
     "TrainConfig",
+    "Value",
+    "WholeInterval",
     "build_sweep",
+    "declared",
     "describe_fields",
     "flat",
     "from_mapping",
     "stream_seed",
     "suggest",
     "to_mapping",
+    "typed",
 ]

@@ -3,12 +3,13 @@
 from depthlab.figures.axes import draw, legend, legend_above, legend_beside, log_ticks, theory
 from depthlab.figures.claims import Claim, permuted
 from depthlab.figures.flow import draw_map, flow
+from depthlab.figures.importance import importance
 from depthlab.figures.intervals import Interval, interval, intervals, paired, slopes, summarize
 from depthlab.figures.predictions import above_floor, backward_slopes, predicted_backward
 from depthlab.figures.readings import outcomes, select
 from depthlab.figures.results import Experiment, read, redraw, write
-from depthlab.figures.style import COLUMN, PAGE, panels, style
-from depthlab.figures.tables import pivot
+from depthlab.figures.style import COLUMN, PAGE, panels, render, style
+from depthlab.figures.tables import csv, markdown, pivot
 
 __all__ = [
     "COLUMN",
@@ -18,15 +19,18 @@ __all__ = [
     "Interval",
     "above_floor",
     "backward_slopes",
+    "csv",
     "draw",
     "draw_map",
     "flow",
+    "importance",
     "interval",
     "intervals",
     "legend",
     "legend_above",
     "legend_beside",
     "log_ticks",
+    "markdown",
     "outcomes",
     "paired",
     "panels",
@@ -35,6 +39,7 @@ __all__ = [
     "predicted_backward",
     "read",
     "redraw",
+    "render",
     "select",
     "slopes",
     "style",

@@ -12,7 +12,8 @@ optuna = pytest.importorskip("optuna", reason="needs optuna: pip install 'depthl
 
 from depthlab.config import Choice, ConfigError, Interval, WholeInterval  # noqa: E402
 from depthlab.runs import StoreError  # noqa: E402
-from depthlab.tuning.study import MOST_LOST, PRUNERS, Outcome, Study  # noqa: E402
+from depthlab.tuning.outcomes import Outcome  # noqa: E402
+from depthlab.tuning.study import MOST_LOST, PRUNERS, Study  # noqa: E402
 
 RANGES = {
     "train.lr": Interval(1e-3, 1.0, log=True),

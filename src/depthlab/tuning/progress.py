@@ -10,7 +10,8 @@ from tqdm import tqdm
 
 from depthlab.config import typed
 from depthlab.runs.progress import tell
-from depthlab.tuning.study import Outcome, Study
+from depthlab.tuning.outcomes import Outcome
+from depthlab.tuning.study import Study
 
 
 class Progress:

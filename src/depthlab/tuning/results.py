@@ -11,7 +11,7 @@ import pandas as pd
 from depthlab import figures
 from depthlab.config import Value
 from depthlab.runs.store import replacing
-from depthlab.tuning.study import Outcome
+from depthlab.tuning.outcomes import Outcome
 
 
 def table(outcomes: Sequence[Outcome]) -> pd.DataFrame:

@@ -1,30 +1,25 @@
-"""A study: Optuna's database of trials, which several processes and commands share. The only importer of optuna.
+"""A study: trials that several processes and commands share, and claim one after the other.
 
-SQLite is not made for several writers, so one process at a time speaks to the database, and holds `study.lock` while
-it does. A process also holds a lock for the trial that it works on. The system lets go of it at the moment the process
-ends, however it ended: a trial that is running and not locked is lost, and is begun again at once, with the same
-settings. (Optuna's heartbeat would need a minute to notice, and would take a machine that slept for a dead one.)
+A process holds a lock for the trial that it works on. The system lets go of it at the moment the process ends, however
+it ended: a trial that is running and not locked is lost, and is begun again at once, with the same settings. (Optuna's
+heartbeat would need a minute to notice, and would take a machine that slept for a dead one.)
 """
 
 from __future__ import annotations
 
 import math
-import sqlite3
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import filelock
 import optuna
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import URL
-from sqlalchemy.exc import SQLAlchemyError
 
 from depthlab.config import Choice, ConfigError, Interval, Range, Value, declared, stream_seed
-from depthlab.runs import StoreError, writing
+from depthlab.tuning.database import Database
+from depthlab.tuning.outcomes import STATES, Outcome, importances, outcome_of
 
 PRUNERS: dict[str, Callable[[int], optuna.pruners.BasePruner]] = {
     "median": lambda spared: optuna.pruners.MedianPruner(n_warmup_steps=spared),
@@ -35,41 +30,6 @@ PRUNERS: dict[str, Callable[[int], optuna.pruners.BasePruner]] = {
 
 MOST_LOST = 2
 """A trial whose process was killed more often than this has failed: perhaps it is what kills it."""
-
-LEAST_FOR_IMPORTANCE = 5
-"""Fewer finished trials say nothing of which setting mattered."""
-
-STATES = ("done", "pruned", "diverged", "impossible", "failed")
-"""How a trial can end. Impossible: its settings do not go together, as an odd depth and residual blocks."""
-
-SPEAKING = "study.lock"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A trial that has ended. error: its least validation error, in [0, 1], first measured at `step`."""
-
-    number: int
-    state: str
-    settings: Mapping[str, Value]
-    error: float | None
-    step: int | None
-    key: str
-    about: str
-
-    @property
-    def rated(self) -> float | None:
-        """The error that it counts with where settings are weighed: 1 if it diverged; None if it says nothing."""
-        return {"diverged": 1.0, "failed": None}.get(self.state, self.error)
-
-
-class _Connection(sqlite3.Connection):
-    """Waits for the disk when SQLite's log is full, and not at each of the twenty writes that a trial makes."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self.execute("PRAGMA journal_mode=WAL").close()
-        self.execute("PRAGMA synchronous=NORMAL").close()
 
 
 class Study:
@@ -91,26 +51,22 @@ class Study:
     ) -> None:
         self.folder, self.ranges = folder, ranges
         self._seed = seed
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        self._lock = filelock.FileLock(folder / "study.lock")
         optuna.logging.set_verbosity(optuna.logging.ERROR)  # what becomes of trials is told by those who run them
-        with self.speaking():
-            self._storage = optuna.storages.RDBStorage(
-                _url(folder / "study.db"), engine_kwargs={"connect_args": {"factory": _Connection}}
-            )
-            try:
+        self._database = Database(folder)
+        self.speaking = self._database.speaking
+        try:
+            with self.speaking():
                 self._study = optuna.create_study(
-                    storage=self._storage,
+                    storage=self._database.storage,
                     study_name=folder.name,
                     direction="minimize",
                     pruner=PRUNERS[pruner](spared),
                     load_if_exists=True,
                 )
                 self._check({"ranges": declared(ranges), "fixed": fixed})
-            except BaseException:
-                self.close()
-                raise
+        except BaseException:
+            self._database.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -118,28 +74,7 @@ class Study:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Lets go of the database."""
-        self._storage.remove_session()
-        self._storage.engine.dispose()
-
-    @contextmanager
-    def speaking(self) -> Iterator[None]:
-        """The database, to this process alone. Raises StoreError where it cannot be read or written."""
-        with writing(self.folder):
-            self._lock.acquire()
-        try:
-            yield
-        except (optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
-            reason = str(error.__cause__ or error).splitlines()[0]
-            raise StoreError(
-                f"{self.folder / 'study.db'} cannot be used: {reason}; make room or give access there, or begin "
-                f"another study with --name"
-            ) from error
-        finally:
-            self._lock.release()
+        self._database.close()
 
     def claim(self, most: int) -> Trial | None:
         """The next trial to run, None if so many have begun. Those whose process is gone are begun again first.
@@ -185,28 +120,14 @@ class Study:
     def outcomes(self) -> list[Outcome]:
         """Trials that have ended, the best first: by least error those that are done, then the others."""
         with self.speaking():
-            ended = [_outcome(trial) for trial in self._current() if trial.state.is_finished()]
+            ended = [outcome_of(trial) for trial in self._ended()]
         return sorted(ended, key=lambda o: (STATES.index(o.state), math.inf if o.error is None else o.error, o.number))
 
     def importances(self) -> dict[str, float]:
-        """Share of the variance of the error over the ranges that each setting explains alone, largest first.
-
-        Functional ANOVA (Hutter et al. 2014, "An efficient approach for assessing hyperparameter importance"),
-        normalized to sum 1. A trial that was pruned counts with its least error, one that diverged as all wrong: if
-        only those that are done counted, a setting that ends trials would seem not to matter. Empty where trials are
-        too few, or all equally good.
-        """
+        """How much each setting mattered, the most important first: see `outcomes.importances`."""
         with self.speaking():
-            ended = [_rated(trial) for trial in self._current() if trial.state.is_finished()]
-        rated = [trial for trial in ended if trial is not None]
-        if len(rated) < LEAST_FOR_IMPORTANCE or len({trial.value for trial in rated}) == 1:
-            return {}
-        study = optuna.create_study()
-        study.add_trials(rated)
-        # Optuna's default, PED-ANOVA, looks at the best tenth: of twenty trials, at two
-        evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-        found = optuna.importance.get_param_importances(study, evaluator=evaluator)
-        return {name: float(share) for name, share in found.items()}
+            ended = self._ended()
+        return importances(ended)
 
     def give_up(self, number: int, lost: int) -> None:
         """Ends a trial that was not brought to its end; it is run again, unless it was lost too often."""
@@ -217,7 +138,7 @@ class Study:
             lost += trial.user_attrs.get("lost", 0)
             if lost > MOST_LOST:
                 about = f"its process was killed {lost} times, perhaps for want of memory"
-                self._storage.set_trial_user_attr(trial._trial_id, "about", about)
+                self._database.storage.set_trial_user_attr(trial._trial_id, "about", about)
             self._study.tell(number, state=TrialState.FAIL)
             if lost <= MOST_LOST:
                 self._again(trial, lost)
@@ -239,6 +160,9 @@ class Study:
         trials = self._study.get_trials(deepcopy=False)
         replaced = {trial.user_attrs.get("in_place_of") for trial in trials}
         return [trial for trial in trials if trial.number not in replaced]
+
+    def _ended(self) -> list[FrozenTrial]:
+        return [trial for trial in self._current() if trial.state.is_finished()]
 
     def _recover(self) -> None:
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
@@ -327,31 +251,3 @@ def _chosen(trial: optuna.Trial, name: str, found: Range) -> Value:
     if isinstance(found, Interval):
         return trial.suggest_float(name, found.low, found.high, step=found.step, log=found.log)
     return trial.suggest_int(name, found.low, found.high, step=found.step or 1, log=found.log)
-
-
-def _outcome(trial: FrozenTrial) -> Outcome:
-    errors = trial.intermediate_values
-    best = min(errors.values(), default=None)
-    return Outcome(
-        number=trial.number,
-        state="failed" if trial.state is TrialState.FAIL else trial.user_attrs["state"],
-        settings=dict(trial.params),
-        error=trial.value if trial.state is TrialState.COMPLETE else best,
-        step=min((step for step, error in errors.items() if error == best), default=None),
-        key=trial.user_attrs.get("key", ""),
-        about=trial.user_attrs.get("about", ""),
-    )
-
-
-def _rated(trial: FrozenTrial) -> FrozenTrial | None:
-    """The trial as one that is done, with the error that it counts with; None if it says nothing."""
-    error = _outcome(trial).rated
-    if error is None:
-        return None
-    return optuna.create_trial(params=trial.params, distributions=trial.distributions, value=error)
-
-
-def _url(path: Path) -> str:
-    """SQLite's address of a file; Optuna fills in what stands in braces."""
-    url = URL.create("sqlite", database=str(path)).render_as_string()
-    return url.replace("{", "{{").replace("}", "}}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -141,7 +142,9 @@ def test_whatever_happens_to_a_trial_the_others_go_on(
 
     search(task(configure=tiny_runs.unfit, trials=10))
     assert {o.state for o in outcomes(task())} == {"done", "impossible"}, "what failed is run again"
-    assert "trials that failed are run again" in capsys.readouterr().err
+    told = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"\d trials that failed are run again", told[0])
+    assert told[-1].startswith("[10/10] trial ")
 
 
 def test_a_run_that_diverges_is_a_trial_to_stay_away_from(task: Callable[..., Search]) -> None:
@@ -191,6 +194,18 @@ def test_a_stop_keeps_everything(
     search(task(folder=tmp_path / "unstopped" / "study"))
     unstopped = outcomes(task(folder=tmp_path / "unstopped" / "study"))
     assert [(o.settings, o.error, o.key) for o in outcomes(task())] == [(o.settings, o.error, o.key) for o in unstopped]
+
+
+def test_a_terminal_shows_one_bar(
+    task: Callable[..., Search], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    search(task(trials=2))
+    told = capsys.readouterr().err
+    best = min(outcome.error for outcome in outcomes(task()) if outcome.error is not None)
+    assert f"best validation error {best:.2%}" in told
+    assert "2/2" in told
+    assert "[1/2]" not in told
 
 
 SCRIPT = """

@@ -38,8 +38,9 @@ class Progress:
             self._bar.refresh()
 
     def _summary(self, ended: list[Outcome]) -> str:
-        best = [f"best validation error {ended[0].error:.2%}"] if ended and ended[0].state == "done" else []
-        return ", ".join([*best, f"{self._study.running()} running"])
+        best = f"best validation error {ended[0].error:.2%}" if ended and ended[0].state == "done" else ""
+        running = self._study.running()
+        return ", ".join(part for part in (best, f"{running} running" if running else "") if part)
 
     def __enter__(self) -> Self:
         return self

@@ -59,18 +59,19 @@ def search(task: Search, workers: int = 1) -> None:
     goes on where it was: in this search if a worker was killed, else when it is searched again.
     Raises ConfigError and StoreError as `Study` does, KeyboardInterrupt when asked to stop.
     """
-    with task.study() as study, interrupted_by_all(), Progress(study, task.trials) as progress:
+    with task.study() as study, interrupted_by_all():
         if again := study.retry_failed():
             tell(f"{again} trials that failed are run again")
         left = study.left(task.trials)
         workers = min(workers, max(1, left))
         if left > 0:
             tell(f"{left} of {task.trials} trials to run, {workers} at once; the study is in {task.folder}")
-        if workers > 1:
-            _in_processes(task, study, workers, progress)
-        else:
-            prepare_process(task.threads)
-            work(task, study, progress.refresh)
+        with Progress(study, task.trials) as progress:
+            if workers > 1:
+                _in_processes(task, study, workers, progress)
+            else:
+                prepare_process(task.threads)
+                work(task, study, progress.refresh)
 
 
 def work(task: Search, study: Study, after_each: Callable[[], None] = lambda: None) -> None:

@@ -22,6 +22,7 @@ from tiny_runs import RANGES, configured
 
 from depthlab import runs, tuning
 from depthlab.config import Choice, Interval
+from depthlab.runs.locks import LeaseLostError
 from depthlab.runs.run import Trial
 from depthlab.tuning import Outcome, Search, Study, search
 from depthlab.tuning.study import Trial as Claimed
@@ -167,6 +168,20 @@ def test_a_full_disk_stops_the_search(task: Callable[..., Search], monkeypatch: 
     assert outcomes(task()) == []
     search(task())
     assert len(outcomes(task())) == 6
+
+
+def test_a_run_that_was_taken_over_is_waited_for(task: Callable[..., Search], monkeypatch: pytest.MonkeyPatch) -> None:
+    train, lost = Trial.run, iter([True])
+
+    def losing(self: Trial) -> dict[str, Any]:
+        if next(lost, False):
+            raise LeaseLostError("taken over")
+        return train(self)
+
+    monkeypatch.setattr(Trial, "run", losing)
+    search(task(trials=2))
+    assert {outcome.state for outcome in outcomes(task())} == {"done"}
+    assert len(outcomes(task())) == 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

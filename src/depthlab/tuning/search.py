@@ -15,6 +15,7 @@ import torch
 from depthlab.config import ConfigError, Range, RunConfig, Value
 from depthlab.runs import DiskFullError, Run, Status, StoreError, execute
 from depthlab.runs.interrupts import Stop, Stopped, interrupted_by_all
+from depthlab.runs.locks import LeaseLostError
 from depthlab.runs.progress import tell
 from depthlab.runs.run import is_evaluated, one_line
 from depthlab.runs.workers import REFRESH_EVERY, interrupts_ignored, prepare_worker, stop
@@ -110,6 +111,8 @@ def _run(task: Search, trial: Trial) -> None:
         if asked.by is not None:
             raise
         trial.end("pruned", str(stopped))
+    except LeaseLostError:
+        trial.give_up()  # begun again, it waits for whoever trains the run now
     except DiskFullError:
         raise  # no other trial could be stored either
     except Exception as error:

@@ -97,9 +97,7 @@ def _run(task: Search, trial: Trial) -> None:
     asked = Stop()
 
     def watch(done: int, _loss: float | None, error: float | None) -> None:
-        # after the last update there is nothing left to save
-        is_new = is_evaluated(done, config.train) and done < config.train.steps
-        if is_new and error is not None and trial.is_hopeless(done, error):
+        if error is not None and is_evaluated(done, config.train) and trial.is_hopeless(done, error):
             asked.asked = True  # and never False: a signal may have come in between
 
     try:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from depthlab.config import (
     DATASETS,
     PROBES,
+    READ_BY_DEFAULT,
     ConfigError,
     DataConfig,
     ModelConfig,
@@ -146,7 +147,7 @@ OTHERS: dict[str, list[Any]] = {
     "train.early_stopping": [None, 3],
     "train.precision": list(module.PRECISIONS),
     "probes.every": [100, 0],
-    "probes.names": [list(PROBES), ["grad_norm"], []],
+    "probes.names": [list(READ_BY_DEFAULT), list(PROBES), ["grad_norm"], []],
     "seed": [0, 1, 2**40],
 }
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from depthlab.config import NORMS, PROBES, SKIPS, ModelConfig
+from depthlab.config import NORMS, PROBES, READ_BY_DEFAULT, SKIPS, ModelConfig
 from depthlab.nets import build, weight_layers
 from depthlab.probes import Reading
 
@@ -130,14 +130,14 @@ def test_layer_without_gradient_has_the_other_numbers() -> None:
     model.first.requires_grad_(False)
     found = read(model, torch.randn(4, 6))
     assert {probe for layer, probe in found if layer == "first"} == {
-        "weight_norm", "update_ratio", "activation_mean", "activation_std", "dead_fraction"
+        "weight_norm", "update_ratio", "activation_mean", "activation_std", "activation_sparsity", "dead_fraction",
     }  # fmt: skip
     assert found["first", "update_ratio"] == 0
 
 
 def test_forward_pass_alone_reads_activations() -> None:
     model = AddInPlace()
-    with torch.no_grad(), Reading(model, layers_of(model), PROBES) as reading:
+    with torch.no_grad(), Reading(model, layers_of(model), READ_BY_DEFAULT) as reading:
         model(torch.randn(4, 6))
     assert {row.probe for row in reading.rows()} == {"activation_mean", "activation_std", "dead_fraction"}
 
@@ -178,6 +178,6 @@ def test_every_network_of_depthlab_reads_finite_numbers_in_depth_order(family: s
     assert [(row.depth, row.probe) for row in rows] == sorted((row.depth, row.probe) for row in rows)
     assert {row.probe for row in rows if row.depth == 8} == every
     for depth in range(1, 8):
-        assert {row.probe for row in rows if row.depth == depth} == every | {"dead_fraction"}
+        assert {row.probe for row in rows if row.depth == depth} == every | {"dead_fraction", "activation_sparsity"}
     assert all(math.isfinite(row.value) for row in rows)
     assert hooks_of(model) == 0

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from depthlab.config import PROBES, ModelConfig
+from depthlab.config import PROBES, READ_BY_DEFAULT, ModelConfig
 from depthlab.nets import Net, build, weight_layers
 from depthlab.probes import Reading
 
@@ -124,6 +124,8 @@ def twin(model: Net, config: ModelConfig, lr: float) -> Values:
         own = array(trace.outputs[activation or name])
         values[name, "activation_mean"] = own.sum() / own.size
         values[name, "activation_std"] = math.sqrt(((own - own.sum() / own.size) ** 2).sum() / own.size)
+        if activation:
+            values[name, "activation_sparsity"] = (own == 0).sum() / own.size
         if activation and config.activation in ("tanh", "sigmoid"):
             centred = own if config.activation == "tanh" else 2 * own - 1  # by the output, not by the pre-activation
             assert np.allclose(own, array(model.get_submodule(activation)(trace.inputs[activation])))
@@ -225,6 +227,9 @@ def test_planted_saturation() -> None:
 def test_head_has_the_spread_of_the_logits_and_no_activation() -> None:
     rows = measured(make("plain tanh"), 0.1, *batch())
     logits = array(make("plain tanh")(batch()[0]))
-    assert {probe for layer, probe in rows if layer == "head.linear"} == set(PROBES) - {"saturation", "dead_fraction"}
+    assert {probe for layer, probe in rows if layer == "head.linear"} == set(READ_BY_DEFAULT) - {
+        "saturation",
+        "dead_fraction",
+    }
     assert rows["head.linear", "activation_mean"] == pytest.approx(logits.mean(), rel=1e-12)
     assert rows["head.linear", "activation_std"] == pytest.approx(logits.std(), rel=1e-12)

@@ -80,6 +80,31 @@ def test_readings_are_one_long_table(tiny: RunConfig) -> None:
     assert table["step"].is_monotonic_increasing
 
 
+def test_inactive_units_are_counted_over_the_whole_validation_split(tiny: RunConfig) -> None:
+    names = (*tiny.probes.names, "validation_inactive_fraction")
+    run = execute(changed(tiny, "probes", names=names), device=CPU)
+    table = run.readings()
+    inactive = table[table["probe"] == "validation_inactive_fraction"]
+    assert list(zip(inactive["step"], inactive["depth"], strict=True)) == [(3, 1), (3, 2), (6, 1), (6, 2)]
+    others = table[table["probe"] != "validation_inactive_fraction"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(others, execute(tiny, device=CPU).readings(), check_exact=True)
+
+
+def test_inactive_units_are_those_of_the_evaluated_weights(tiny: RunConfig) -> None:
+    named = changed(changed(tiny, "model", width=300), "probes", names=("validation_inactive_fraction",))
+    few = changed(named, "data", validation_fraction=0.003)  # three images, on which many a unit is inactive
+    trial = Trial(changed(few, "train", eval_every=6), CPU)
+    table = trial.run()["readings"]
+    images, mean, std = trial.splits.validation.images, trial.splits.mean, trial.splits.std
+    inputs = (images / 255 - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
+    with torch.no_grad():
+        preactivations = trial.layers[0][1](inputs.flatten(1))
+    share = (preactivations <= 0).all(dim=0).double().mean().item()
+    first = table[(table["probe"] == "validation_inactive_fraction") & (table["depth"] == 1)]
+    assert list(first["value"]) == [pytest.approx(share)]
+    assert 0 < share < 1
+
+
 def test_metrics_are_those_of_the_readings(tiny: RunConfig) -> None:
     run = execute(tiny, device=CPU)
     table = run.readings().query("step == 6").set_index("probe")["value"]

@@ -41,7 +41,7 @@ OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("constant", "step", "cosine")
 LOSSES = ("cross_entropy", "mse")
 PRECISIONS = ("float32", "bf16")
-PROBES = (
+READ_BY_DEFAULT = (
     "grad_norm",
     "weight_norm",
     "update_ratio",
@@ -51,6 +51,8 @@ PROBES = (
     "saturation",
     "dead_fraction",
 )
+"""Part of old runs' keys: a probe that is new is read when it is named, and never joins these."""
+PROBES = (*READ_BY_DEFAULT, "activation_sparsity", "validation_inactive_fraction")
 
 
 @dataclass(frozen=True)
@@ -220,7 +222,9 @@ class ProbesConfig:
     """Which per-layer numbers are read, and when. The first and the last update are always read."""
 
     every: int = number(100, "updates from one reading to the next (0: only the first and the last)")
-    names: tuple[str, ...] = field(default=PROBES, metadata={"choices": PROBES, "about": "which probes are read"})
+    names: tuple[str, ...] = field(
+        default=READ_BY_DEFAULT, metadata={"choices": PROBES, "about": "which probes are read"}
+    )
 
     def __post_init__(self) -> None:
         check_fields(self, "probes")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from depthlab.config import PROBES as DEFAULT
+from depthlab.config import READ_BY_DEFAULT as DEFAULT
 from depthlab.instrument.budget import Budget, least_intervals
 from depthlab.instrument.checks import check
 from depthlab.instrument.layers import Layers

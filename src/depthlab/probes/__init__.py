@@ -22,9 +22,11 @@ from depthlab.probes.statistics import (
     std,
 )
 from depthlab.probes.trace import Trace
+from depthlab.probes.window import InactiveUnits
 
 __all__ = [
     "PROBES",
+    "InactiveUnits",
     "Measured",
     "Parameters",
     "Prediction",

@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from depthlab.config import PROBES, suggest
 from depthlab.probes import statistics
 
-ACTIVATION_PROBES = ("activation_mean", "activation_std", "saturation", "dead_fraction")
+ACTIVATION_PROBES = ("activation_mean", "activation_std", "activation_sparsity", "saturation", "dead_fraction")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +45,14 @@ class Reading:
 
     model: any module whose forward pass runs the layers.
     layers: its weight layers (Linear, Conv), with names, in the order data flows.
-    probes: names out of `depthlab.config.PROBES`.
+    probes: names out of `depthlab.config.PROBES`. Those of more data than one update's have other readers
+        (`InactiveUnits`) and are passed over here.
     ValueError on another name, or a layer that is no part of the model; TypeError on a layer without a weight.
 
     `backward_norm` is the norm of dL/dz, the gradient with respect to a weight layer's own output, over the whole
     batch; for a loss that is a mean over the batch it carries the mean's 1/N. Activation statistics are of the output
     of the activation module that runs next after the layer (saturation: of its input); a layer that none follows,
-    such as the head, has the mean and standard deviation of its own output.
+    such as the head, has the mean and standard deviation of its own output, and no sparsity.
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[tuple[str, nn.Module]], probes: Sequence[str]) -> None:
@@ -125,6 +126,8 @@ class Reading:
         if self._current is None:
             return
         self._read_spread(output.detach())
+        if "activation_sparsity" in self._probes:
+            self._values[self._current, "activation_sparsity"] = statistics.sparsity(output.detach())
         edge = statistics.SATURATION_EDGES.get(type(module))
         if edge is not None and "saturation" in self._probes:
             self._values[self._current, "saturation"] = statistics.saturation(inputs[0].detach(), edge)

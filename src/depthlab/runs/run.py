@@ -20,7 +20,7 @@ import torch
 
 from depthlab import data, nets
 from depthlab.config import PROTOCOL, DataConfig, RunConfig, TrainConfig, flat
-from depthlab.probes import Row
+from depthlab.probes import InactiveUnits, Row
 from depthlab.runs.checkpoints import Checkpoints
 from depthlab.runs.interrupts import Stop, Stopped, stopping_politely
 from depthlab.runs.locks import LeaseLostError
@@ -268,7 +268,7 @@ class Trial:
 
     def _is_overdue(self, done: int) -> bool:
         """Evaluates, keeps the best weights, and says whether early stopping has had enough."""
-        result = self.evaluate(self.splits.validation)
+        result = self._validate(done)
         self._note(done, "validation_loss", result.loss)
         self._note(done, "validation_error", result.error)
         self.validation_error = result.error
@@ -278,6 +278,16 @@ class Trial:
             self.chosen.evaluations_since += 1
         patience = self.config.train.early_stopping
         return patience is not None and self.chosen.evaluations_since >= patience
+
+    def _validate(self, done: int) -> Evaluation:
+        """Evaluates on the validation split, which is also the window over which inactive units are counted."""
+        probe = "validation_inactive_fraction"
+        if probe not in self.config.probes.names:
+            return self.evaluate(self.splits.validation)
+        with InactiveUnits(self.model, self.layers) as inactive:
+            result = self.evaluate(self.splits.validation)
+        self._keep(done, inactive.rows(probe))
+        return result
 
     def _finished(self, done: int) -> dict[str, Any]:
         """Reads the test set, once: with the last weights and with those that validation chose."""

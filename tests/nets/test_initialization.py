@@ -92,6 +92,21 @@ def test_weights_are_normal(init):
     assert standardized.pow(4).mean().item() == pytest.approx(3, rel=0.05)  # 1.8 for a uniform distribution
 
 
+@pytest.mark.parametrize("family", names.FAMILIES)
+@pytest.mark.parametrize("init", ["he", "torch_default"])
+def test_head_gain_and_bias_change_the_head_alone(family, init):
+    usual, changed = (
+        layers(make(family=family, depth=8, width=12, init=init, **head))
+        for head in ({}, {"head_gain": 0.25, "head_bias": 3.0})
+    )
+    for layer, other in zip(usual[:-1], changed[:-1], strict=True):
+        assert torch.equal(layer.weight, other.weight)
+        assert torch.equal(layer.bias, other.bias)
+    assert torch.equal(changed[-1].weight, 0.25 * usual[-1].weight)  # a power of two, exactly
+    assert torch.equal(changed[-1].bias[1:], usual[-1].bias[1:])
+    assert changed[-1].bias[0].item() == pytest.approx(usual[-1].bias[0].item() + 3, rel=1e-6)
+
+
 @pytest.mark.parametrize("init", ["xavier", "he"])
 def test_xavier_and_he_have_zero_biases(init):
     assert all(not layer.bias.any() for layer in layers(make(depth=6, init=init)))

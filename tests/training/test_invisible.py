@@ -25,6 +25,7 @@ TRAINING: dict[str, dict[str, Any]] = {
     "adam": {"optimizer": "adam", "lr": 0.01, "l1": 1e-3},
     "adamw": {"optimizer": "adamw", "lr": 0.01, "clip_norm": 0.5},
     "bf16": {"precision": "bf16", "label_smoothing": 0.1},
+    "brier": {"loss": "brier"},
     "mse": {"loss": "mse", "clip_norm": 0.1, "l1": 1e-3},
 }
 

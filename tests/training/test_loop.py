@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from depthlab.config import ModelConfig, ProbesConfig, TrainConfig
+from depthlab.config import LOSSES, ModelConfig, ProbesConfig, TrainConfig
 from depthlab.data import Batches
 from depthlab.nets import Net, build, weight_layers
 from depthlab.probes import norm
@@ -37,6 +37,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "smoothing": {"label_smoothing": 0.2},
     "mse": {"loss": "mse"},
     "mse smoothing": {"loss": "mse", "label_smoothing": 0.2},
+    "brier": {"loss": "brier"},
+    "brier smoothing": {"loss": "brier", "label_smoothing": 0.2},
     "warmup": {"warmup_steps": 7, "lr": 0.1},
     "step": {"schedule": "step", "milestones": (0.3, 0.6), "lr_decay": 0.2},
     "cosine": {"schedule": "cosine", "warmup_steps": 4},
@@ -76,12 +78,15 @@ def reference_rate(config: TrainConfig) -> Iterator[float]:
 
 
 def reference_loss(logits: Tensor, labels: Tensor, config: TrainConfig) -> Tensor:
-    """-sum_k t_k ln p_k, or mean_k (z_k - t_k)^2, with t = (1 - e) onehot + e / K; a mean over the batch."""
+    """-sum_k t_k ln p_k, mean_k (z_k - t_k)^2 or sum_k (p_k - t_k)^2, t = (1 - e) onehot + e / K; mean over a batch."""
     count = logits.shape[1]
     targets = torch.full_like(logits, config.label_smoothing / count)
     targets[torch.arange(len(labels)), labels] += 1 - config.label_smoothing
     if config.loss == "mse":
         return (logits - targets).square().sum() / logits.numel()
+    if config.loss == "brier":
+        shares = logits.exp() / logits.exp().sum(dim=1, keepdim=True)
+        return (shares - targets).square().sum() / len(labels)
     log_shares = logits - logits.exp().sum(dim=1, keepdim=True).log()
     return -(targets * log_shares).sum() / len(labels)
 
@@ -125,7 +130,7 @@ def test_follows_the_reference(name: str, batches: BatchesMaker) -> None:
     assert_same_weights(model, other, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in ("adamw", "mse")])
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in ("adamw", "mse", "brier")])
 def test_reference_tells_settings_apart(name: str, batches: BatchesMaker) -> None:
     """So that the test above would notice a setting that is ignored."""
     base: dict[str, Any] = {
@@ -156,7 +161,7 @@ def test_is_bit_for_bit_a_plain_loop_with_fused_kernels(name: str, batches: Batc
 
 
 class TestCriterion:
-    @pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
+    @pytest.mark.parametrize("loss", LOSSES)
     @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.7])
     def test_against_the_formula(self, loss: str, smoothing: float) -> None:
         logits = torch.randn(7, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3
@@ -172,6 +177,13 @@ class TestCriterion:
 
     def test_mse_of_zero_logits_is_one_over_the_classes(self) -> None:
         assert criterion(torch.zeros(4, 10), torch.arange(4), TrainConfig(loss="mse")).item() == pytest.approx(0.1)
+
+    def test_brier_of_ignorance_and_of_a_sure_wrong_answer(self) -> None:
+        config, labels = TrainConfig(loss="brier"), torch.arange(1, 5)
+        assert criterion(torch.zeros(4, 10), labels, config).item() == pytest.approx(0.9)
+        sure = torch.zeros(4, 10)
+        sure[:, 0] = 100
+        assert criterion(sure, labels, config).item() == pytest.approx(2)
 
 
 class TestUpdates:

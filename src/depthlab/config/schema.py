@@ -39,7 +39,7 @@ INITS = ("torch_default", "xavier", "he", "orthogonal", "delta_orthogonal", "gau
 FAMILIES = ("mlp", "cnn")
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("constant", "step", "cosine")
-LOSSES = ("cross_entropy", "mse")
+LOSSES = ("cross_entropy", "mse", "brier")
 PRECISIONS = ("float32", "bf16")
 READ_BY_DEFAULT = (
     "grad_norm",
@@ -137,6 +137,8 @@ class ModelConfig:
     sigma_w: float | None = number(None, "gain of init=gaussian, orthogonal, delta_orthogonal (null: critical gain)")
     sigma_b: float = number(0.0, "standard deviation of the biases of the same three")
     bias: bool = flag(True, "biases in the hidden weight layers (the head always has one)")
+    head_gain: float = number(1.0, "factor of the head's initial weights")
+    head_bias: float = number(0.0, "initial bias of the head's first class: a net that begins sure of one answer")
     dropout: float = number(0.0, "probability of dropping a hidden activation", below=1)
 
     def __post_init__(self) -> None:
@@ -183,7 +185,7 @@ class TrainConfig:
 
     steps: int = number(600, "number of updates", low=1)
     batch_size: int = number(128, "images in a batch", low=1)
-    loss: str = choice("cross_entropy", LOSSES, "loss; mse is taken between logits and one-hot targets")
+    loss: str = choice("cross_entropy", LOSSES, "loss; mse is of logits, brier the squared error of softmax")
     label_smoothing: float = number(0.0, "share of the target spread over all classes", below=1)
     optimizer: str = choice("sgd", OPTIMIZERS, "optimiser")
     lr: float = number(0.05, "peak learning rate")

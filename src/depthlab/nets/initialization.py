@@ -58,15 +58,27 @@ def scales(config: ModelConfig) -> tuple[float, float]:
 
 
 def initialize(model: nn.Module, config: ModelConfig) -> None:
-    """Draws all weights and biases anew from torch's default generator: from input to logits, then those of gates."""
+    """Draws all weights and biases anew from torch's default generator: from input to logits, then those of gates.
+
+    What config says of the head is done to what was drawn: its weights times head_gain, its first bias plus head_bias.
+    """
     sigma_w, sigma_b = scales(config)
     draw = INITS[config.init]
-    for _, layer in weight_layers(model):
+    layers = [layer for _, layer in weight_layers(model)]
+    for layer in layers:
         draw(layer, sigma_w, sigma_b)
+    _offset(layers[-1], config)
     for _, gate in gates(model):  # last, so that the other weights are those of a net without gates
         draw(gate, sigma_w, sigma_b)
         if gate.bias is not None:
             nn.init.constant_(gate.bias, GATE_BIAS)
+
+
+@torch.no_grad()
+def _offset(head: WeightLayer, config: ModelConfig) -> None:
+    head.weight.mul_(config.head_gain)
+    if config.head_bias and head.bias is not None:  # 0 is not added, since -0 would become 0
+        head.bias[0] += config.head_bias
 
 
 def _torch_default(layer: WeightLayer, _sigma_w: float, _sigma_b: float) -> None:

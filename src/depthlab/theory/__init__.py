@@ -1,4 +1,4 @@
-"""Mean-field theory of signal propagation: what wide random nets do, before anything is trained."""
+"""Mean-field theory of signal propagation, what wide random nets do before they are trained; gradients of losses."""
 
 from depthlab.theory.correlation import correlation_chi, correlation_fixed_point, correlation_map
 from depthlab.theory.depth import (
@@ -12,6 +12,7 @@ from depthlab.theory.depth import (
     profile,
     trainable_depth,
 )
+from depthlab.theory.losses import logit_gradient
 from depthlab.theory.scope import batch_norm_backward_slope, check_applies
 from depthlab.theory.variance import chi, critical_sigma_w, fixed_point, variance_map
 
@@ -30,6 +31,7 @@ __all__ = [
     "depth_scale",
     "fixed_point",
     "forward_slope",
+    "logit_gradient",
     "phase",
     "profile",
     "trainable_depth",

@@ -93,14 +93,18 @@ def is_read(step: int, config: TrainConfig, probes: ProbesConfig) -> bool:
 def criterion(logits: Tensor, labels: Tensor, config: TrainConfig) -> Tensor:
     """Loss of logits (n, classes) against labels (n,), a mean over the batch.
 
-    mse is the mean over batch and classes of (logits - targets)^2, targets one-hot. Label smoothing e makes the
-    target (1 - e) one-hot + e / classes in both (Szegedy et al. 2016, section 7).
+    mse is the mean over batch and classes of (logits - targets)^2, targets one-hot. brier is the mean over the batch
+    of sum_k (p_k - target_k)^2, p = softmax(logits), in [0, 2] (Brier 1950, eq. 2). Label smoothing e makes the target
+    (1 - e) one-hot + e / classes in all three (Szegedy et al. 2016, section 7).
     """
     if config.loss == "cross_entropy":
         return F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
     classes = logits.shape[1]
     one_hot = F.one_hot(labels, classes).to(logits.dtype)
-    return F.mse_loss(logits, one_hot * (1 - config.label_smoothing) + config.label_smoothing / classes)
+    targets = one_hot * (1 - config.label_smoothing) + config.label_smoothing / classes
+    if config.loss == "brier":
+        return (logits.softmax(dim=1) - targets).square().sum(dim=1).mean()
+    return F.mse_loss(logits, targets)
 
 
 @torch.no_grad()

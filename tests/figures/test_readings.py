@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from depthlab.figures import outcomes, select, summarize
+from depthlab.figures import outcomes, over_layers, select, summarize, tuned, updates_until, where
 from depthlab.figures.readings import conform, factors, keep, read, to_bytes
 
 
@@ -184,3 +184,67 @@ def test_keep_only_the_probes_asked_for(readings: pd.DataFrame) -> None:
     assert set(keep(readings, ("test_error",))["probe"]) == {"test_error"}
     with pytest.raises(ValueError, match="no readings of dead_fraction"):
         keep(readings, ("test_error", "dead_fraction"))
+
+
+def _curves(validation: dict[tuple[float, str, int], list[float]], diverged: tuple[str, ...] = ()) -> pd.DataFrame:
+    """validation_error at steps 10, 20, ... of runs told apart by learning rate, activation and seed."""
+    rows = []
+    for (lr, activation, seed), errors in validation.items():
+        key = f"{lr}/{activation}/{seed}"
+        run = {"key": key, "status": "diverged" if key in diverged else "done", "train.lr": lr, "seed": seed}
+        run |= {"model.activation": activation, "layer": "network", "depth": 0, "probe": "validation_error"}
+        rows += [{**run, "step": 10 * (count + 1), "value": error} for count, error in enumerate(errors)]
+    return pd.DataFrame(rows)
+
+
+def test_tuned_takes_the_best_mean_over_seeds_of_each_condition() -> None:
+    readings = _curves({
+        (0.1, "relu", 0): [0.9, 0.1], (0.1, "relu", 1): [0.9, 0.5],
+        (0.3, "relu", 0): [0.1, 0.25], (0.3, "relu", 1): [0.1, 0.25],
+        (0.1, "tanh", 0): [0.5, 0.2], (0.1, "tanh", 1): [0.5, 0.2],
+        (0.3, "tanh", 0): [0.5, 0.0], (0.3, "tanh", 1): [0.5, 0.9],
+    })  # fmt: skip
+    chosen = tuned(readings, "train.lr", ["model.activation"])
+    assert set(zip(chosen["model.activation"], chosen["train.lr"], strict=True)) == {("relu", 0.3), ("tanh", 0.1)}
+    assert len(chosen) == len(readings) / 2
+    assert list(chosen.columns) == list(readings.columns)
+
+
+def test_tuned_does_not_choose_what_diverged_unless_all_did() -> None:
+    curves = {(0.1, "relu", 0): [0.9, 0.8], (0.1, "relu", 1): [0.9, 0.8], (0.3, "relu", 0): [0.1, 0.0]}
+    readings = _curves({**curves, (0.3, "relu", 1): [0.1]}, diverged=("0.3/relu/1",))
+    assert set(tuned(readings, "train.lr", ["model.activation"])["train.lr"]) == {0.1}
+    lost = readings[readings["train.lr"] == 0.3]
+    assert set(tuned(lost, "train.lr", ["model.activation"])["train.lr"]) == {0.3}
+
+
+def test_updates_until_is_the_first_step_below_and_the_last_of_all_where_none_is() -> None:
+    readings = _curves(
+        {
+            (0.1, "relu", 0): [0.9, 0.4, 0.6, 0.3],
+            (0.1, "relu", 1): [0.5, 0.5, 0.5, 0.5],
+            (0.1, "relu", 2): [0.1],
+            (0.1, "relu", 3): [0.9, 0.8],
+            (0.1, "relu", 4): [0.9, 0.2],
+        },
+        diverged=("0.1/relu/3", "0.1/relu/4"),
+    )
+    found = updates_until(readings, "validation_error", 0.5).set_index("seed")["value"]
+    assert found.drop(3).to_dict() == {0: 20, 1: 40, 2: 10, 4: 20}
+    assert math.isnan(found[3])
+
+
+def test_over_layers_is_one_mean_a_run_and_step() -> None:
+    rows = pd.concat([_one_run([0.1, 0.2, 0.6]).assign(step=step, **{"train.lr": [0.1] * 3}) for step in (0, 5)])
+    found = over_layers(rows)
+    assert list(found["value"]) == [pytest.approx(0.3)] * 2
+    assert list(found["step"]) == [0, 5]
+    assert math.isnan(over_layers(_one_run([0.1, math.nan]))["value"].item())
+
+
+def test_where_keeps_the_rows_of_all_settings() -> None:
+    readings = _curves({(lr, name, 0): [0.1, 0.2] for lr in (0.1, 0.3) for name in ("relu", "tanh")})
+    found = where(readings, train__lr=0.3, model__activation="tanh", step=20)
+    assert list(found["key"]) == ["0.3/tanh/0"]
+    assert list(found["step"]) == [20]
+    assert where(readings, train__lr=0.2).empty

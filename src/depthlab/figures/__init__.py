@@ -6,7 +6,7 @@ from depthlab.figures.flow import draw_map, flow
 from depthlab.figures.importance import importance
 from depthlab.figures.intervals import Interval, interval, intervals, paired, slopes, summarize
 from depthlab.figures.predictions import above_floor, backward_slopes, predicted_backward
-from depthlab.figures.readings import outcomes, select
+from depthlab.figures.readings import outcomes, over_layers, select, tuned, updates_until, where
 from depthlab.figures.results import Experiment, read, redraw, write
 from depthlab.figures.style import COLUMN, PAGE, panels, render, style
 from depthlab.figures.tables import csv, markdown, pivot
@@ -32,6 +32,7 @@ __all__ = [
     "log_ticks",
     "markdown",
     "outcomes",
+    "over_layers",
     "paired",
     "panels",
     "permuted",
@@ -45,5 +46,8 @@ __all__ = [
     "style",
     "summarize",
     "theory",
+    "tuned",
+    "updates_until",
+    "where",
     "write",
 ]

@@ -39,6 +39,8 @@ QUANTITIES = {
     "activation_std": Scale("standard deviation of activation", log=True),
     "saturation": Scale("saturated share of activations"),
     "dead_fraction": Scale("dead share of units"),
+    "activation_sparsity": Scale("share of activations that are 0"),
+    "validation_inactive_fraction": Scale("inactive share of units"),
     "train_loss": Scale("training loss"),
 }
 """Axes of the probes; others are linear under their name, with spaces for underscores."""
@@ -48,6 +50,8 @@ POSITIONS = {
     "step": Scale("updates"),
     "model.depth": Scale("depth (weight layers)"),
     "model.width": Scale("width"),
+    "model.sigma_w": Scale(r"$\sigma_w$", log=True),
+    "model.head_bias": Scale("initial logit of the first class"),
     "train.lr": Scale("learning rate", log=True),
     "train.batch_size": Scale("batch size", log=True),
 }

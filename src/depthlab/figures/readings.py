@@ -14,7 +14,7 @@ import io
 import json
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,47 @@ def outcomes(readings: pd.DataFrame, probe: str) -> pd.DataFrame:
     if (rows["layer"] != NETWORK).any():
         raise ValueError(f"{probe} is read per layer and is no outcome of a run; select a layer, or take slopes")
     return rows
+
+
+def where(readings: pd.DataFrame, **settings: object) -> pd.DataFrame:
+    """The rows with these values of these columns, for whose dots stand two underscores: `train__lr=0.1`."""
+    rows = readings
+    for name, value in settings.items():
+        rows = rows[rows[name.replace("__", ".")] == value]
+    return rows
+
+
+def over_layers(readings: pd.DataFrame) -> pd.DataFrame:
+    """One row per run, step and probe: the mean of a reading over the layers that have it; nan if one of them is."""
+    keys = [name for name in readings.columns if name not in ("layer", "depth", "value")]
+    means = readings.groupby(keys, dropna=False, sort=False, observed=True)["value"]
+    return means.agg(lambda each: each.mean(skipna=False)).reset_index()
+
+
+def updates_until(readings: pd.DataFrame, probe: str, below: float) -> pd.DataFrame:
+    """One row per run: the first step at which a reading of the whole network is below a level, as `value`.
+
+    A run in which it never is has the last step that any run read: a lower bound. One that diverged before it was below
+    has nan.
+    """
+    rows = select(readings, probe).sort_values("step")
+    end = rows["step"].max()
+    met = rows[rows["value"] < below].drop_duplicates("key")
+    missed = rows[~rows["key"].isin(met["key"])].drop_duplicates("key", keep="last")
+    never = missed["value"].where(missed["value"].isna(), end)
+    return pd.concat([met.assign(value=met["step"].astype(float)), missed.assign(value=never)]).sort_index()
+
+
+def tuned(readings: pd.DataFrame, setting: str, by: Sequence[str]) -> pd.DataFrame:
+    """The rows of the runs whose `setting`, such as "train.lr", validates best in their condition, told apart by `by`.
+
+    Best is the lowest mean over seeds of the validation error at the end; a value at which a seed diverged is best
+    only where all values did. The test set has no part in the choice.
+    """
+    errors = outcomes(readings, "validation_error")
+    means = errors.groupby([*by, setting], dropna=False)["value"].agg(lambda each: each.mean(skipna=False))
+    best = means.reset_index().sort_values("value", kind="stable").drop_duplicates(list(by))
+    return readings.merge(best[[*by, setting]], on=[*by, setting])
 
 
 def conform(readings: pd.DataFrame) -> pd.DataFrame:

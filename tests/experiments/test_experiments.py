@@ -21,6 +21,8 @@ CONDITIONS = {
     "vanishing_gradients": ["model.activation", "model.init", "model.norm", "model.skip"],
     "degradation": ["model.skip", "model.depth"],
     "quickstart": ["model.activation", "model.init"],
+    "activations": ["model.activation", "model.sigma_w", "train.lr"],
+    "losses": ["train.loss", "model.head_bias", "train.lr"],
 }
 """The settings in which the compared runs differ."""
 
@@ -76,8 +78,9 @@ ABOUT_LAYERS = {
         "The deep plain net's gradients do not vanish, neither at initialization ...",
         "... nor after training: degradation is not vanishing.",
     ),
+    "activations": ("Training saturates the first layer of sigmoid and tanh nets.",),
 }
-"""Claims that compare layers of one net, not nets: they are true of every net here, whatever its label."""
+"""Claims that compare layers or steps of one net, not nets: they are true of every net here, whatever its label."""
 
 
 def test_claims_about_layers_fail_where_gradients_do_vanish():
@@ -88,6 +91,17 @@ def test_claims_about_layers_fail_where_gradients_do_vanish():
     planted = readings.assign(value=readings["value"].where(readings["probe"] != "grad_norm", vanishing))
     verdicts = {claim.statement: claim.verdict for claim in script.claims(planted)}
     assert [verdicts[statement] for statement in ABOUT_LAYERS["degradation"]] == ["not supported"] * 2
+
+
+@pytest.mark.skipif("activations" not in COMMITTED, reason="there are no committed readings of activations")
+def test_claims_about_training_fail_where_it_changes_nothing():
+    """Every layer keeps the saturation that it has at initialization."""
+    script = experiments.script("activations")
+    readings = figures.read(RESULTS / "activations")
+    of_layer = readings.sort_values("step").groupby(["key", "layer", "probe"])["value"].transform("first")
+    planted = readings.assign(value=readings["value"].where(readings["probe"] != "saturation", of_layer))
+    verdicts = {claim.statement: claim.verdict for claim in script.claims(planted)}
+    assert [verdicts[statement] for statement in ABOUT_LAYERS["activations"]] == ["not supported"]
 
 
 def _permuted(readings: pd.DataFrame, name: str, seed: int) -> pd.DataFrame:

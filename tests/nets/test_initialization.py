@@ -172,7 +172,12 @@ def test_gates_start_below_zero_with_weights_of_the_same_kind(init, bias):
 def test_critical_gains_of_scale_free_activations_keep_the_size_of_signals():
     z = torch.linspace(-12, 12, 240_001, dtype=torch.float64)
     density = torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)
-    for name, phi in (("relu", torch.relu), ("leaky_relu", nn.LeakyReLU(0.01)), ("identity", lambda x: x)):
+    for name, phi in (
+        ("relu", torch.relu),
+        ("leaky_relu", nn.LeakyReLU(0.01)),
+        ("very_leaky_relu", nn.LeakyReLU(1 / 5.5)),
+        ("identity", lambda x: x),
+    ):
         mean_square = torch.trapezoid(phi(z).square() * density, z).item()
         assert critical_gain(name) ** 2 * mean_square == pytest.approx(1, rel=1e-9)
 

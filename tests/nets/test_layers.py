@@ -21,6 +21,7 @@ FORMULAS = {
     "tanh": math.tanh,
     "relu": lambda x: max(x, 0.0),
     "leaky_relu": lambda x: x if x > 0 else 0.01 * x,
+    "very_leaky_relu": lambda x: x if x > 0 else x / 5.5,
     "elu": lambda x: x if x > 0 else math.expm1(x),
     "selu": lambda x: 1.0507009873554805 * (x if x > 0 else 1.6732632423543772 * math.expm1(x)),
     "gelu": lambda x: x * (1 + math.erf(x / math.sqrt(2))) / 2,

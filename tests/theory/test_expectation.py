@@ -41,7 +41,8 @@ def test_every_configured_activation_has_a_theory() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_activations_are_torchs_own(name: str) -> None:
-    functions = {"identity": lambda x: x}
+    leaky = torch.nn.functional.leaky_relu
+    functions = {"identity": lambda x: x, "very_leaky_relu": lambda x: leaky(x, 1 / 5.5)}
     phi = functions.get(name) or getattr(torch.nn.functional, name, None) or getattr(torch, name)
     u = torch.linspace(-30, 30, 400, dtype=torch.float64, requires_grad=True)
     values = phi(u)
@@ -77,7 +78,7 @@ def test_exponential_linear_units_have_closed_forms(name: str, scale: float, alp
     assert mean_value(ACTIVATIONS[name], q) == pytest.approx(value, rel=1e-12, abs=1e-14)
 
 
-@pytest.mark.parametrize("name", ["relu", "leaky_relu", "identity"])
+@pytest.mark.parametrize("name", ["relu", "leaky_relu", "very_leaky_relu", "identity"])
 @pytest.mark.parametrize("c", CORRELATIONS)
 def test_the_quadrature_agrees_with_the_closed_forms_at_kinks(name: str, c: float) -> None:
     exact = ACTIVATIONS[name]

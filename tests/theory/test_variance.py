@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from depthlab import theory
 from depthlab.config import ACTIVATIONS as NAMES
 
-HOMOGENEOUS = ("relu", "leaky_relu", "identity")
+HOMOGENEOUS = ("relu", "leaky_relu", "very_leaky_relu", "identity")
 
 
 def iterate(q: float, steps: int, *, activation: str, sigma_w: float, sigma_b: float) -> float:

@@ -32,7 +32,10 @@ PROTOCOL = 1
 
 KEY_LENGTH = 16
 
-ACTIVATIONS = ("sigmoid", "tanh", "relu", "leaky_relu", "elu", "selu", "gelu", "silu", "identity")
+ACTIVATIONS = (
+    *("sigmoid", "tanh", "relu", "leaky_relu", "very_leaky_relu"),
+    *("elu", "selu", "gelu", "silu", "identity"),
+)
 NORMS = ("none", "batch", "layer", "group", "rms")
 SKIPS = ("none", "residual", "preactivation", "highway")
 INITS = ("torch_default", "xavier", "he", "orthogonal", "delta_orthogonal", "gaussian")

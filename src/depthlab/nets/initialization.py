@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from depthlab.config import ModelConfig
-from depthlab.nets.layers import LEAKY_SLOPE, WeightLayer, gates, weight_layers
+from depthlab.nets.layers import LEAKY_SLOPE, VERY_LEAKY_SLOPE, WeightLayer, gates, weight_layers
 
 GATE_BIAS = -2.0
 """Where gates start, below zero as Srivastava et al. 2015 advise: sigmoid(-2) lets 0.12 of the branch through."""
@@ -20,6 +20,7 @@ CRITICAL_GAINS = {
     "tanh": 1.0,
     "relu": math.sqrt(2),
     "leaky_relu": math.sqrt(2 / (1 + LEAKY_SLOPE**2)),
+    "very_leaky_relu": math.sqrt(2 / (1 + VERY_LEAKY_SLOPE**2)),
     "elu": 1.0,
     "selu": 1.0,
     "gelu": 1.0,
@@ -31,7 +32,7 @@ CRITICAL_GAINS = {
 def critical_gain(activation: str) -> float:
     """sigma_w at which signals neither die out nor blow up, with biases zero; 1 where there is no such number.
 
-    relu sqrt(2) and leaky_relu sqrt(2 / (1 + slope^2)): He et al. 2015b, eqs. 10 and 15, for signals of any size.
+    relu sqrt(2), the leaky ones sqrt(2 / (1 + slope^2)): He et al. 2015b, eqs. 10 and 15, for signals of any size.
     identity 1, exactly; tanh 1, in the limit of small pre-activations (Poole et al. 2016).
     selu 1: the gain that its constants were made for (Klambauer et al. 2017).
     sigmoid, elu, gelu and silu 1: a convention (LeCun's variance 1 / fan_in) and not an edge of chaos; depthlab.theory

@@ -20,6 +20,8 @@ EPS = 1e-5
 """What every norm adds to the variance or mean square. torch's own defaults differ from norm to norm."""
 
 LEAKY_SLOPE = 0.01
+VERY_LEAKY_SLOPE = 1 / 5.5
+"""Xu et al. 2015, who found it to do better than 0.01."""
 
 
 class RMSNorm2d(nn.Module):
@@ -46,6 +48,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "tanh": nn.Tanh,
     "relu": nn.ReLU,
     "leaky_relu": lambda: nn.LeakyReLU(LEAKY_SLOPE),
+    "very_leaky_relu": lambda: nn.LeakyReLU(VERY_LEAKY_SLOPE),
     "elu": nn.ELU,
     "selu": nn.SELU,
     "gelu": nn.GELU,

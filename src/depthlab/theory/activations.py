@@ -19,7 +19,7 @@ Array = NDArray[np.float64]
 
 SELU_SCALE = 1.0507009873554805
 SELU_ALPHA = 1.6732632423543772
-LEAKY_SLOPE = 0.01
+LEAKY_SLOPE, VERY_LEAKY_SLOPE = 0.01, 1 / 5.5
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,7 @@ ACTIVATIONS = {
     "tanh": Activation(np.tanh, _tanh_derivative),
     "relu": _linear_halves(0.0, 1.0),
     "leaky_relu": _linear_halves(LEAKY_SLOPE, 1.0),
+    "very_leaky_relu": _linear_halves(VERY_LEAKY_SLOPE, 1.0),
     "elu": _exponential_linear(1.0, 1.0),
     "selu": _exponential_linear(SELU_SCALE, SELU_ALPHA),
     "gelu": Activation(_gelu, _gelu_derivative),

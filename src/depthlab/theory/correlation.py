@@ -83,5 +83,5 @@ def _variances(activation: str, sigma_w: float, sigma_b: float, q: float | None)
 
 
 def is_scale_free(activation: str, sigma_b: float) -> bool:
-    """Whether correlations do not depend on the variance: relu, leaky_relu and identity without biases."""
+    """Whether correlations do not depend on the variance: relu, the leaky ones and identity without biases."""
     return find_activation(activation).slopes is not None and sigma_b == 0.0

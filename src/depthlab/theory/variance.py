@@ -46,7 +46,7 @@ def fixed_point(*, activation: str, sigma_w: float, sigma_b: float = 0.0, start:
     """q*: the limit of the variance from layer to layer, when it begins at `start` > 0. May be 0 or inf.
 
     - sigmoid, tanh: one finite limit, whatever the start; 0 for tanh with sigma_b = 0 and sigma_w <= 1.
-    - relu, leaky_relu, identity, with a = sigma_w^2 E[phi(z)^2] (relu: sigma_w^2 / 2): sigma_b^2 / (1 - a) for a < 1,
+    - relu, leaky ones, identity, with a = sigma_w^2 E[phi(z)^2] (relu: sigma_w^2 / 2): sigma_b^2 / (1 - a) for a < 1,
       inf for a > 1. At a = 1 the variance grows by sigma_b^2 per layer to inf; with sigma_b = 0 every q is a fixed
       point and `start` comes back.
     - elu, selu: finite while sigma_w^2 times the squared slope at infinity is below 2, else inf.

@@ -1,4 +1,4 @@
-"""Sigmoid and tanh saturate, relus die of large learning rates; a leak keeps units alive, which is not to save the net.
+"""Sigmoid and tanh saturate, relus die of large learning rates; a leak has to be large to keep units alive.
 
 a, b: saturated share of each hidden layer against updates. c: slope per layer of the backward signal at initialization
 against the size of the weights, with its prediction and the bound that the sigmoid's largest derivative, 1/4, sets.

@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 EXPERIMENTS := $(sort $(basename $(notdir $(wildcard configs/experiment/*.yaml))))
-.PHONY: help test test-slow check lint types format reproduce results benchmark torture clean $(EXPERIMENTS)
+.PHONY: help test test-slow check lint types format reproduce results report benchmark torture clean $(EXPERIMENTS)
 
 SCALE ?= laptop
 ARGS =
@@ -58,6 +58,9 @@ results: $(INSTALLED) ## draws all figures, tables and claims again from their s
 		name=$$(basename "$$(dirname "$$readings")"); \
 		echo "$(RUN) depthlab figure $$name --redraw"; $(RUN) depthlab figure $$name --redraw || exit 1; \
 	done
+
+report: $(INSTALLED) ## one HTML page of all figures, tables and claims, in the results; the README's claims with it
+	$(RUN) depthlab report --claims README.md $(ARGS)
 
 benchmark: $(INSTALLED) ## what watching a training costs; into benchmarks/results; ARGS="--rounds 3" are its options
 	OMP_NUM_THREADS=1 $(VENV)/bin/python benchmarks/instrument.py --output $(ARGS)

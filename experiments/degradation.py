@@ -1,8 +1,8 @@
 """Without skips a deeper convolutional net fits its training data worse, though its gradients do not vanish.
 
-Left: training error (of the batches, in training mode, averaged over windows) and validation error against updates.
-Middle: error on training and test images at the end against depth. Right: gradient norm of every layer of the deepest
-nets at initialization and after training. All nets have batch norm; only the skips differ (He et al. 2015, fig. 6).
+a: training error of the batches, in training mode, averaged over windows; b: validation error. c: error on training and
+test images at the end against depth. d: gradient norm of every layer of the deepest nets at initialization and after
+training. All nets have batch norm; only the skips differ (He et al. 2015, fig. 6).
 """
 
 import pandas as pd

@@ -98,7 +98,7 @@ def kills_until_complete(
         note.unlink(missing_ok=True)
         operation = round(2 ** random_.uniform(0, 9)) if kind == "operation" else 0
         sweep = Sweep(results, operation, note)
-        moment = random_.uniform(0, duration)
+        moment = random_.uniform(0, duration / 2)  # so that a sweep is killed several times before it is complete
         if kind in ("group", "worker", "politely"):
             sweep.wait(moment)
             killed = sweep.kill(kind, random_)

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from depthlab import figures, runs
 from depthlab.cli import experiments
 from depthlab.cli.compose import Composer, Launch
+from depthlab.cli.report import report
 from depthlab.cli.tune import tune
 from depthlab.config import ConfigError, RunConfig, SweepConfig, flat, suggest
 from depthlab.data import DataError
@@ -123,7 +124,13 @@ def _clean(entries: Sequence[runs.Entry]) -> int:
     return 1 if kept else 0
 
 
-COMMANDS: dict[str, Callable[[Namespace], int]] = {"train": train, "figure": figure, "runs": list_runs, "tune": tune}
+COMMANDS: dict[str, Callable[[Namespace], int]] = {
+    "train": train,
+    "figure": figure,
+    "report": report,
+    "runs": list_runs,
+    "tune": tune,
+}
 
 
 def _launches(overrides: Sequence[str], multirun: bool) -> tuple[list[Launch], bool]:

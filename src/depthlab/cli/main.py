@@ -110,6 +110,22 @@ def _parser() -> argparse.ArgumentParser:
     figure.add_argument("--redraw", action="store_true", help="from the folder's readings.csv.gz, without any run")
     _add_overrides(figure)
 
+    report = commands.add_parser(
+        "report",
+        help="one HTML page of all figures, tables and claims",
+        description="Gathers the experiments that are drawn in the results into one file that needs no network and no "
+        "server: figures that enlarge, tables that sort, a search box, and what made each of them.",
+        allow_abbrev=False,
+    )
+    report.add_argument("--output", metavar="FILE", help="where to write it (default: report.html in the results)")
+    report.add_argument(
+        "--claims",
+        metavar="FILE",
+        help="a Markdown file: the table of all claims replaces what stands between its lines <!-- claims --> and "
+        "<!-- /claims -->",
+    )
+    report.set_defaults(overrides=[])
+
     runs = commands.add_parser(
         "runs",
         help="list runs: done, running, interrupted, failed, diverged, missing",

@@ -7,6 +7,7 @@ from depthlab.figures.importance import importance
 from depthlab.figures.intervals import Interval, interval, intervals, paired, slopes, summarize
 from depthlab.figures.predictions import above_floor, backward_slopes, predicted_backward
 from depthlab.figures.readings import outcomes, over_layers, select, tuned, updates_until, where
+from depthlab.figures.report import Chapter, chapter, claims_table, page
 from depthlab.figures.results import Experiment, read, redraw, write
 from depthlab.figures.style import COLUMN, PAGE, panels, render, style
 from depthlab.figures.tables import csv, markdown, pivot
@@ -14,11 +15,14 @@ from depthlab.figures.tables import csv, markdown, pivot
 __all__ = [
     "COLUMN",
     "PAGE",
+    "Chapter",
     "Claim",
     "Experiment",
     "Interval",
     "above_floor",
     "backward_slopes",
+    "chapter",
+    "claims_table",
     "csv",
     "draw",
     "draw_map",
@@ -33,6 +37,7 @@ __all__ = [
     "markdown",
     "outcomes",
     "over_layers",
+    "page",
     "paired",
     "panels",
     "permuted",

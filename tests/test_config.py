@@ -32,6 +32,7 @@ from depthlab.config import (
     to_mapping,
 )
 from depthlab.config import schema as module
+from depthlab.config.fields import flatten
 
 DEFAULTS = {
     "data.name": "digits",
@@ -387,8 +388,9 @@ def test_every_optimiser_and_schedule_is_there(optimizer: str, schedule: str) ->
 
 def test_every_field_is_described() -> None:
     described = {name: default for name, default, about in describe_fields() if about}
-    sweeping = {"sweep.workers": None, "sweep.threads": None, "sweep.checkpoint_seconds": 60.0}
-    assert {name: list(v) if isinstance(v, tuple) else v for name, v in described.items()} == {**DEFAULTS, **sweeping}
+    launch = dict(flatten(to_mapping(SweepConfig()), "sweep."))
+    assert {"sweep.engine", "sweep.workers", "sweep.slurm.partition", "sweep.ray.address"} < set(launch)
+    assert {name: list(v) if isinstance(v, tuple) else v for name, v in described.items()} == {**DEFAULTS, **launch}
 
 
 def test_streams_are_apart_and_frozen() -> None:

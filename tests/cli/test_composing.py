@@ -15,7 +15,9 @@ from depthlab.config import (
     DataConfig,
     ModelConfig,
     ProbesConfig,
+    RayConfig,
     RunConfig,
+    SlurmConfig,
     SweepConfig,
     TrainConfig,
     flat,
@@ -72,6 +74,20 @@ def test_launching_is_no_part_of_the_run(composer: Composer) -> None:
     assert launch.run.key() == RunConfig().key()
     assert launch.device == "cpu"
     assert launch.sweep == SweepConfig(workers=2, threads=3)
+
+
+@pytest.mark.parametrize("chosen", ["hydra/launcher=submitit_slurm", "sweep.engine=submitit_slurm"])
+def test_an_engine_is_chosen_as_in_hydra_or_under_sweep(composer: Composer, chosen: str) -> None:
+    wanted = ["sweep.slurm.timeout_min=30", "sweep.slurm.parameters=[account:mine,exclusive]", "sweep.ray.address=auto"]
+    (launch,) = composer.sweep([chosen, *wanted])
+    assert launch.run.key() == RunConfig().key()
+    assert launch.sweep == SweepConfig(
+        engine="submitit_slurm",
+        slurm=SlurmConfig(timeout_min=30, parameters=("account:mine", "exclusive")),
+        ray=RayConfig(address="auto"),
+    )
+    experiment = experiments.load("quickstart")
+    assert {each.sweep.engine for each in experiment.launches(composer, "smoke", [chosen])} == {"submitit_slurm"}
 
 
 def test_sweeps_are_products_the_last_varying_fastest(composer: Composer) -> None:

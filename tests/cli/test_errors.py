@@ -54,6 +54,14 @@ ERRORS = {
     "train -m train.lr=interval(0,1)": "values are listed, such as train.lr=A,B",
     "train -m model.depth=10,sort(3,4)": "write model.depth=A,B",
     "train -m device=cpu,auto": "device and what is under sweep hold for all runs of a sweep",
+    "train -m hydra/launcher=jolib": "sweep.engine=jolib must be one of local, joblib, submitit_local, submitit_slurm, "
+    "ray; did you mean joblib?",
+    "train -m hydra/launcher=local,ray": "device and what is under sweep hold for all runs of a sweep",
+    "train -m hydra.launcher.n_jobs=2": "whose settings are under sweep, such as sweep.workers=4",
+    "train hydra/launcher=joblib": "hydra/launcher=joblib trains sweeps; give -m, with one run too",
+    "train -m sweep.slurm.timeout_min=0": "sweep.slurm.timeout_min=0 must be at least 1",
+    "train -m sweep.slurm.parameters=qos": "sweep.slurm.parameters",
+    "train -m sweep.slurm=1": "sweep.slurm is not a setting",
     # experiments
     "train experiment=quickstar": "; did you mean quickstart?",
     "train experiment=": "experiment= must be one of ",

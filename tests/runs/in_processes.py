@@ -6,16 +6,20 @@ import errno
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
+from contextlib import suppress
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier, Event
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 
 from depthlab.config import RunConfig
-from depthlab.runs import Run, execute, locks, workers
+from depthlab.runs import DiskFullError, Run, execute, locks, workers
+from depthlab.runs.engines.job import Job, Result
 from depthlab.runs.run import Trial
 
 CPU = torch.device("cpu")
@@ -93,3 +97,60 @@ def killed_at_once(config: RunConfig, root: Path, device: torch.device, wait: bo
     """A process that does not come as far as to begin a run."""
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError
+
+
+class DyingJob(Job):
+    """As above: seed 1 kills its process whenever it is trained, and the system says nothing about it."""
+
+    def train(self) -> Result:
+        if self.config.seed == 1:
+            run = Run.of(self.config, self.root)
+            with run.locked():
+                run.begin(self.config, HERE)
+                os.kill(os.getpid(), signal.SIGKILL)
+        return super().train()
+
+
+class FullDisk(Job):
+    """As above: seed 1 finds no space left."""
+
+    def train(self) -> Result:
+        return DiskFullError("no space left; make room") if self.config.seed == 1 else super().train()
+
+
+class Command:
+    """A sweep of two runs, endless by default, in a process group of its own as a terminal makes it."""
+
+    def __init__(self, steps: int = 10_000_000, *more: str) -> None:
+        lines = [sys.executable, "-m", "depthlab", "train", "-m", "data=synthetic", f"train.steps={steps}", *more]
+        options = ["train.batch_size=20", "seed=0,1", "sweep.workers=2", f"train.eval_every={steps}"]
+        self.process = subprocess.Popen([*lines, *options], stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+    def __enter__(self) -> Self:
+        assert self.process.stderr is not None
+        assert "2 of 2 runs to train" in self.process.stderr.readline()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.communicate()
+
+    def pids(self, results: Path) -> list[int]:
+        """The processes of both runs, as soon as both are there."""
+        for _ in range(10 * LONG):
+            found = [Run(folder).record() for folder in (results / "runs").glob("*")]
+            if len(found) == 2 and all(found):
+                return [record["pid"] for record in found]
+            time.sleep(0.1)
+        raise AssertionError("the runs do not start")
+
+
+def is_alive(pid: int) -> bool:
+    """Whether there is such a process that has not ended."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    stat = Path(f"/proc/{pid}/stat")
+    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"

@@ -10,14 +10,13 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pandas as pd
 import pytest
 import torch
-from in_processes import CPU, LONG, TRAIN_ONE, killed_at_once, killed_at_seed_1, on_a_full_disk
+from in_processes import CPU, LONG, TRAIN_ONE, Command, is_alive, killed_at_once, killed_at_seed_1, on_a_full_disk
 
 from depthlab.config import DataConfig, RunConfig, SweepConfig, TrainConfig
 from depthlab.runs import DiskFullError, Run, Status, StoreError, cost, execute, load_readings, sweep, workers
@@ -125,43 +124,6 @@ def test_a_full_disk_stops_the_sweep_and_loses_nothing(
     (results / "runs" / "full").unlink()
     monkeypatch.setattr(workers, "_train_one", TRAIN_ONE)
     assert sweep(configs, device=CPU, launch=SweepConfig(workers=2)).trained == 5
-
-
-class Command:
-    """A sweep of two runs, endless by default, in a process group of its own as a terminal makes it."""
-
-    def __init__(self, steps: int = 10_000_000) -> None:
-        lines = [sys.executable, "-m", "depthlab", "train", "-m", "data=synthetic", f"train.steps={steps}"]
-        options = ["train.batch_size=20", "seed=0,1", "sweep.workers=2", f"train.eval_every={steps}"]
-        self.process = subprocess.Popen([*lines, *options], stderr=subprocess.PIPE, text=True, start_new_session=True)
-
-    def __enter__(self) -> Self:
-        assert self.process.stderr is not None
-        assert "2 of 2 runs to train" in self.process.stderr.readline()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.communicate()
-
-    def pids(self, results: Path) -> list[int]:
-        """The processes of both runs, as soon as both are there."""
-        for _ in range(10 * LONG):
-            found = [Run(folder).record() for folder in (results / "runs").glob("*")]
-            if len(found) == 2 and all(found):
-                return [record["pid"] for record in found]
-            time.sleep(0.1)
-        raise AssertionError("the runs do not start")
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    stat = Path(f"/proc/{pid}/stat")
-    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ from depthlab.data import DataError
 from depthlab.runs.provenance import provenance
 from depthlab.training import available_cores, prepare_process, resolve_device
 
-EXPECTED_ERRORS = (DataError, runs.StoreError, PermissionError)
+EXPECTED_ERRORS = (DataError, runs.StoreError, runs.EngineError, PermissionError)
 """Faults of files and folders, told in one line; anything else is a defect and shows its traceback."""
 
 
@@ -35,11 +35,13 @@ def train(options: Namespace) -> int:
     launches, is_sweep = _launches(options.overrides, options.multirun)
     if len({(launch.device, launch.sweep) for launch in launches}) > 1:
         raise ConfigError("device and what is under sweep hold for all runs of a sweep; give each one value")
-    device = resolve_device(launches[0].device)
-    if not is_sweep:
-        return _train_one(launches[0], device)
-    outcome = runs.sweep([launch.run for launch in launches], device=device, launch=launches[0].sweep)
-    return _told(outcome)
+    first = launches[0]
+    if is_sweep:
+        device = first.device if first.sweep.engine in runs.ELSEWHERE else resolve_device(first.device)
+        return _told(runs.sweep([launch.run for launch in launches], device=device, launch=first.sweep))
+    if first.sweep.engine != SweepConfig().engine:
+        raise ConfigError(f"hydra/launcher={first.sweep.engine} trains sweeps; give -m, with one run too")
+    return _train_one(first, resolve_device(first.device))
 
 
 def _told(outcome: runs.Outcome) -> int:

@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from depthlab.config import (
+    ENGINES,
     Choice,
     ConfigError,
     Interval,
@@ -43,6 +44,10 @@ class Launch:
     run: RunConfig
     device: str
     sweep: SweepConfig
+
+
+ALIASES = {"hydra/launcher": "sweep.engine"}
+"""What Hydra calls things, for those who know it."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +131,11 @@ class Composer:
             for value in (choice.partition("=")[2] for choice in _choices(override)):
                 if value not in allowed:
                     raise ConfigError(f"{name}={value} must be one of {', '.join(allowed)}{suggest(value, allowed)}")
+        elif name.startswith("hydra"):
+            raise ConfigError(
+                f"{name} is not a setting, since Hydra's own sweeps are not used; hydra/launcher={'|'.join(ENGINES)} "
+                f"chooses what trains a sweep, whose settings are under sweep, such as sweep.workers=4"
+            )
         elif name not in self._names:
             near = suggest(name, [*self._groups, *sorted(self._names)])
             raise ConfigError(f"{name} is not a setting{near or '; depthlab train --help lists them all'}")
@@ -134,8 +144,9 @@ class Composer:
 @functools.cache
 def _read(text: str) -> Override:
     """An override; the runs of a sweep share most of them, and parsing takes longer than all else."""
+    name, equals, value = text.partition("=")
     try:
-        override = OverridesParser.create().parse_override(text)
+        override = OverridesParser.create().parse_override(f"{ALIASES.get(name, name)}{equals}{value}")
     except HydraException:
         override = None
     if override is None or not override.key_or_group:
@@ -219,9 +230,12 @@ def _schema() -> Any:
     schema = OmegaConf.create({"device": "auto", "seed": run.seed, "sweep": OmegaConf.structured(SweepConfig)})
     for name in ("data", "model", "train", "probes"):
         schema[name] = run[name]
-    for section in schema:
-        if OmegaConf.is_config(schema[section]):
-            OmegaConf.set_readonly(schema[section], False)
+    for section in (
+        *map(schema.get, ("data", "model", "train", "probes", "sweep")),
+        schema.sweep.slurm,
+        schema.sweep.ray,
+    ):
+        OmegaConf.set_readonly(section, False)
     OmegaConf.set_struct(schema, True)
     return schema
 

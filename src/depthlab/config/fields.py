@@ -40,6 +40,11 @@ def flag(default: bool, about: str) -> Any:
     return field(default=default, metadata={"about": about})
 
 
+def text(default: str | None, about: str) -> Any:
+    """A field that holds a word nobody can list, such as a name or an address."""
+    return field(default=default, metadata={"about": about})
+
+
 def to_mapping(config: Any) -> dict[str, Any]:
     """A configuration as nested dicts, lists and scalars, ready for YAML or JSON."""
     return typing.cast("dict[str, Any]", json.loads(json.dumps(dataclasses.asdict(config))))

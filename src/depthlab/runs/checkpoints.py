@@ -29,6 +29,11 @@ FORMAT = 1
 """Raise it whenever what a checkpoint holds changes: one of another format is not used."""
 
 
+def saved_steps(run: Run) -> int:
+    """Updates that a run's newest checkpoint holds, as its name says; 0 if there is none."""
+    return max((int(path.stem.rpartition("-")[2]) for path in run.folder.glob(PATTERN)), default=0)
+
+
 class Checkpoints:
     """The checkpoints of one run. every: seconds from one to the next; 0: only when asked to stop."""
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar
 
-STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
-"""Ctrl-C, what ends a job, and what Slurm sends before its time is up (--signal=USR1@60)."""
+STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
+"""Ctrl-C, what ends a job, and what Slurm sends before its time is up: --signal=USR1@60, or submitit's own USR2."""
 
 
 class Stop:
     """Whether somebody has asked to stop. `asked` may be read at every step, and set: then `by` stays None."""
+
+    has_master: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self.asked = False
@@ -23,14 +24,25 @@ class Stop:
 
     def __call__(self, number: int, _frame: FrameType | None) -> None:
         """The handler of the signals."""
-        # a worker may be asked twice, by a scheduler and by its parent; what ends it at once is its parent's SIGKILL
-        if self.asked and multiprocessing.parent_process() is None:
+        if self.asked and not self.has_master:
             raise KeyboardInterrupt
         self.asked, self.by = True, signal.Signals(number)
 
 
+def obey_once() -> None:
+    """In a worker or a job: a second of these signals changes nothing from now on.
+
+    It may be asked twice, by a scheduler and by who started it; what ends it at once is their SIGKILL.
+    """
+    Stop.has_master = True
+
+
 class Stopped(KeyboardInterrupt):
-    """A run that was asked to stop has stopped, and can go on from where it is."""
+    """A run that was asked to stop, by this signal, has stopped, and can go on from where it is."""
+
+    def __init__(self, where: str = "", by: signal.Signals | None = None) -> None:
+        super().__init__(where)
+        self.by = by
 
 
 @contextmanager

@@ -18,7 +18,8 @@ LINE_EVERY = 60.0
 class SweepProgress:
     """Updates done, of all runs together, and runs ended.
 
-    `steps` is shared with the workers, who add to it; a run adds all its updates in the end, however early it ended.
+    `steps` is shared with the workers, who add to it, or is set by who watches them from afar; a run adds all its
+    updates in the end, however early it ended.
     """
 
     def __init__(self, configs: Sequence[RunConfig]) -> None:

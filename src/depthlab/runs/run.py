@@ -221,7 +221,7 @@ class Trial:
         if self.checkpoints is not None:
             self.checkpoints.save(self.done, self._state())
         if self.stop is not None and self.stop.asked:
-            raise Stopped(f"after update {self.done} of {self.config.train.steps}")
+            raise Stopped(f"after update {self.done} of {self.config.train.steps}", self.stop.by)
 
     def _state(self) -> dict[str, Any]:
         """All that the updates to come depend on, and all that was read; data and dropout are functions of the step."""

@@ -10,10 +10,9 @@ import pandas as pd
 import torch
 
 from depthlab.config import RunConfig, SweepConfig, flat
+from depthlab.runs.engines import count_of, engine_of
 from depthlab.runs.progress import tell
 from depthlab.runs.store import Run, StoreError, runs_root
-from depthlab.runs.workers import Workers
-from depthlab.training import available_cores
 
 
 @dataclass(frozen=True)
@@ -25,11 +24,14 @@ class Outcome:
     failures: Sequence[tuple[str, str]]
 
 
-def sweep(configs: Iterable[RunConfig], *, device: torch.device, launch: SweepConfig) -> Outcome:
-    """Trains what is not finished. A run that fails does not stop the others.
+def sweep(configs: Iterable[RunConfig], *, device: torch.device | str, launch: SweepConfig) -> Outcome:
+    """Trains what is not finished, with the engine of `launch`. A run that fails does not stop the others.
 
     Processes of one thread each, as many as there are cores: many small runs share a machine better so than one after
     the other with all threads, and a run's bits do not depend on how many run beside it.
+
+    device: a name such as auto is resolved where a run is trained, which need not be this machine.
+    Raises ConfigError if the engine's package is not installed, EngineError if it cannot be reached, DiskFullError.
     """
     unique = {config.key(): config for config in configs}
     missing = [config for config in unique.values() if not _is_finished(config)]
@@ -37,12 +39,13 @@ def sweep(configs: Iterable[RunConfig], *, device: torch.device, launch: SweepCo
     found = len(unique) - len(missing)
     if not missing:
         return Outcome(0, found, [])
-    count = min(len(missing), launch.workers or (1 if device.type == "cuda" else available_cores()))
+    make = engine_of(launch.engine)
+    count = min(len(missing), count_of(launch, str(device)))
     tell(f"{len(missing)} of {len(unique)} runs to train, {count} at once; {found} are finished")
-    workers = Workers(count, device, launch.threads or 1, launch.checkpoint_seconds)
-    workers.train_all(missing)
-    trained = len(missing) - len(workers.failures) - workers.elsewhere
-    return Outcome(trained, found + workers.elsewhere, workers.failures)
+    engine = make(launch, count, str(device))
+    engine.train_all(missing)
+    trained = len(missing) - len(engine.failures) - engine.elsewhere
+    return Outcome(trained, found + engine.elsewhere, engine.failures)
 
 
 def load_readings(configs: Iterable[RunConfig], probes: Sequence[str] | None = None) -> pd.DataFrame:

@@ -6,25 +6,24 @@ import multiprocessing
 import multiprocessing.process
 import os
 import signal
-import socket
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 
 import torch
 
 from depthlab.config import RunConfig
-from depthlab.runs.interrupts import Stopped, interrupted_by_all
+from depthlab.runs.engines.engine import Engine
+from depthlab.runs.engines.job import Ended, Result, train
+from depthlab.runs.interrupts import Stopped, obey_once
 from depthlab.runs.locks import HeldError, LeaseLostError
-from depthlab.runs.progress import SweepProgress, tell
-from depthlab.runs.run import execute, one_line
+from depthlab.runs.progress import tell
 from depthlab.runs.store import DiskFullError, Run, Status, runs_root
-from depthlab.training import prepare_process
+from depthlab.training import prepare_process, resolve_device
 
 REFRESH_EVERY = 0.5
 """Seconds between looks at how far the runs are."""
@@ -42,33 +41,12 @@ _checkpoint_seconds = 60.0
 """In a worker: time between checkpoints."""
 
 
-class Workers:
-    """The processes of a sweep, and what is told of their runs."""
+class Workers(Engine):
+    """A pool of processes on this machine.
 
-    def __init__(self, count: int, device: torch.device, threads: int, checkpoint_seconds: float) -> None:
-        self.failures: list[tuple[str, str]] = []
-        self.elsewhere = 0  # runs that other processes trained meanwhile
-        self._held: list[RunConfig] = []
-        self._count, self._device = count, device
-        self._threads, self._checkpoint_seconds = threads, checkpoint_seconds
-
-    def train_all(self, configs: Sequence[RunConfig]) -> None:
-        """Trains every run. A run whose process is killed fails, and the others are trained all the same.
-
-        One process that dies takes the others of its pool with it. What was being trained is then trained again, each
-        run alone, which tells the run that kills its process from those that only stood beside it.
-
-        What another sweep trains at this moment comes last, and is waited for: several sweeps share the work.
-        """
-        self._progress = SweepProgress(configs)
-        try:
-            with interrupted_by_all():
-                self._train_until_none_is_left(configs, wait=False)
-                if self._held:
-                    tell(f"{len(self._held)} runs are trained by other processes; waiting for them")
-                    self._train_until_none_is_left(self._held, wait=True)
-        finally:
-            self._progress.close()
+    One process that dies takes the others of its pool with it. What was being trained is then trained again, each run
+    alone, which tells the run that kills its process from those that only stood beside it.
+    """
 
     def _train_until_none_is_left(self, configs: Sequence[RunConfig], *, wait: bool) -> None:
         while left := self._train(configs, self._count, wait):
@@ -88,20 +66,20 @@ class Workers:
             return []
         others = set(multiprocessing.active_children())
         context = multiprocessing.get_context("spawn")
-        shared = (self._threads, self._progress.steps, self._checkpoint_seconds)
+        device = resolve_device(self._device)
+        shared = (self._threads, self._progress.steps, self._launch.checkpoint_seconds)
         pool = ProcessPoolExecutor(count, mp_context=context, initializer=_prepare_worker, initargs=shared)
         left = dict.fromkeys(configs)
         try:
             with interrupts_ignored():
                 futures = {
-                    pool.submit(_train_one, config, runs_root(), self._device, wait_for_others): config
-                    for config in configs
+                    pool.submit(_train_one, config, runs_root(), device, wait_for_others): config for config in configs
                 }
             pending = set(futures)
             while pending:
                 ended, pending = wait(pending, timeout=REFRESH_EVERY, return_when=FIRST_COMPLETED)
                 for future in ended:
-                    self._end(futures[future], future)
+                    self._take(futures[future], _result(future))
                     del left[futures[future]]
                 self._progress.refresh()
         except BrokenProcessPool:
@@ -112,21 +90,6 @@ class Workers:
         finally:
             pool.shutdown(cancel_futures=True)
         return list(left)
-
-    def _end(self, config: RunConfig, future: Future[Ended]) -> None:
-        try:
-            ended = future.result()
-        except (HeldError, LeaseLostError):
-            self._held.append(config)
-            return
-        self.elsewhere += ended.elsewhere
-        self._tell(config, ended.succeeded, ended.line)
-
-    def _tell(self, config: RunConfig, succeeded: bool, result: str) -> None:
-        line = f"{_name(config)}: {result}"
-        if not succeeded:
-            self.failures.append((config.key(), line))
-        self._progress.ended(config.key(), line, failed=not succeeded)
 
 
 def stop(processes: Sequence[multiprocessing.process.BaseProcess]) -> None:
@@ -141,6 +104,13 @@ def stop(processes: Sequence[multiprocessing.process.BaseProcess]) -> None:
     except KeyboardInterrupt:
         for process in processes:
             process.kill()
+
+
+def _result(future: Future[Ended]) -> Result:
+    try:
+        return future.result()
+    except (HeldError, LeaseLostError) as error:
+        return error
 
 
 @contextmanager
@@ -168,6 +138,7 @@ def _prepare_worker(threads: int, steps: Synchronized[int], checkpoint_seconds: 
 
 def prepare_worker(threads: int) -> None:
     """What every worker does first: it leaves Ctrl-C to its parent, and does not outlive it."""
+    obey_once()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     prepare_process(threads)
@@ -179,15 +150,6 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """How a run ended: whether with a result, what to tell of it, and whether another process trained it."""
-
-    succeeded: bool
-    line: str
-    elsewhere: bool = False
 
 
 def _train_one(config: RunConfig, root: Path, device: torch.device, wait_for_others: bool = True) -> Ended:
@@ -203,42 +165,18 @@ def _train_one(config: RunConfig, root: Path, device: torch.device, wait_for_oth
             counted = done
 
     try:
-        run = execute(
+        ended = train(
             config,
-            root=root,
-            device=device,
+            root,
+            device,
             progress=count,
             checkpoint_seconds=_checkpoint_seconds,
             wait=wait_for_others,
         )
-        record = run.record()
     except Stopped:
         os._exit(0)  # this worker is to train no other run
     except (HeldError, LeaseLostError):
         count(0)  # its updates are still to come
         raise
-    except DiskFullError:
-        raise  # no other run could be stored either
-    except Exception as error:  # whatever it is, the other runs go on
-        count(config.train.steps)
-        trace = Run.of(config, root).folder / "error.txt"
-        return Ended(False, f"failed: {one_line(error)}" + (f" (traceback in {trace})" if trace.exists() else ""))
     count(config.train.steps)
-    elsewhere = (record.get("host"), record.get("pid")) != (socket.gethostname(), os.getpid())
-    if record["status"] == Status.DIVERGED:
-        line = f"diverged at step {record['diverged_step']} after {record['wall_seconds']:.1f} s"
-    else:
-        line = f"done in {record['wall_seconds']:.1f} s, test error {record['metrics']['test_error']:.2%}"
-    return Ended(
-        True,
-        line + (f", trained by process {record.get('pid')} on {record.get('host')}" if elsewhere else ""),
-        elsewhere,
-    )
-
-
-def _name(config: RunConfig) -> str:
-    model = config.model
-    return (
-        f"{model.family}-{model.depth} {model.activation} init={model.init} norm={model.norm} skip={model.skip} "
-        f"seed={config.seed}"
-    )
+    return ended

@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 EXPERIMENTS := $(sort $(basename $(notdir $(wildcard configs/experiment/*.yaml))))
-.PHONY: help test test-slow check lint types format reproduce results report benchmark torture clean $(EXPERIMENTS)
+.PHONY: help test test-slow test-cluster check lint types format reproduce results report benchmark torture clean $(EXPERIMENTS)
 
 SCALE ?= laptop
 ARGS =
@@ -18,6 +18,7 @@ INSTALL := $(RUN) pip install --quiet --disable-pip-version-check -c constraints
 CREATED := $(VENV)/.created
 INSTALLED := $(VENV)/.installed
 WITH_TOOLS := $(VENV)/.installed-with-tools
+WITH_ENGINES := $(VENV)/.installed-with-engines
 
 help: ## this list
 	@echo 'usage: make TARGET [SCALE=smoke|laptop|paper] [ARGS="..."]'
@@ -34,7 +35,10 @@ test: $(WITH_TOOLS) ## the tests; ARGS="tests/theory -x" are pytest's
 	OMP_NUM_THREADS=1 $(RUN) pytest -n auto $(ARGS)
 
 test-slow: $(WITH_TOOLS) ## the tests that take longer
-	OMP_NUM_THREADS=1 $(RUN) pytest -n auto -m slow $(ARGS)
+	OMP_NUM_THREADS=1 $(RUN) pytest -n auto -m 'slow and not cluster' $(ARGS)
+
+test-cluster: $(WITH_ENGINES) ## sweeps on a real Slurm and a real Ray, of which nodes are killed; skips, saying so, what is not there
+	OMP_NUM_THREADS=1 $(RUN) pytest -m cluster tests/clusters $(ARGS)
 
 check: lint types test ## lint, types and tests
 
@@ -96,3 +100,10 @@ $(WITH_TOOLS): $(CREATED) pyproject.toml constraints.txt
 	@echo 'installing depthlab, what it needs and the development tools into $(VENV); torch is large, the first time takes a while'
 	$(INSTALL) -e '.[dev]'
 	@touch $(INSTALLED) $@
+
+$(WITH_ENGINES): $(WITH_TOOLS)
+	@echo 'installing the engines for sweeps into $(VENV)'
+	@for extra in joblib slurm ray; do \
+		$(INSTALL) -e ".[$$extra]" || echo "the extra $$extra cannot be installed here; its tests are skipped" >&2; \
+	done
+	@touch $@

@@ -21,7 +21,9 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-REQUIREMENTS = [Requirement(text) for text in (*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"])]
+EXTRAS = PROJECT["optional-dependencies"]
+REQUIREMENTS = [Requirement(text) for text in (*PROJECT["dependencies"], *EXTRAS["dev"])]
+ENGINES = [Requirement(text) for extra in ("joblib", "slurm", "ray") for text in EXTRAS[extra]]
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "configs" / "experiment").glob("*.yaml"))
 
 FOREIGN = re.compile(
@@ -70,7 +72,7 @@ def installed_with(requirements: Sequence[Requirement]) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("requirement", REQUIREMENTS, ids=lambda requirement: str(requirement.name))
+@pytest.mark.parametrize("requirement", [*REQUIREMENTS, *ENGINES], ids=lambda requirement: str(requirement.name))
 def test_tested_versions_are_accepted_versions(requirement: Requirement) -> None:
     pinned = Version(pins()[canonicalize_name(requirement.name)])
     assert pinned.local is None, "a local version such as +cpu is not in every registry"

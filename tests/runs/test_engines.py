@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,8 @@ from depthlab.config import ENGINES, ConfigError, DataConfig, RunConfig, SlurmCo
 from depthlab.runs import DiskFullError, EngineError, Run, Status, execute, sweep
 from depthlab.runs.engines import PLACES, engine_of
 from depthlab.runs.engines.engine import Engine
-from depthlab.runs.engines.job import Job
+from depthlab.runs.engines.job import Ended, Job
+from depthlab.runs.interrupts import Stop
 
 HERE = ["joblib", pytest.param("submitit_local", marks=pytest.mark.slow)]
 """Engines that need no cluster."""
@@ -126,6 +129,47 @@ def test_one_at_once_is_one_at_once_and_a_full_disk_stops_the_sweep(
     states = [Run.of(config).status() for config in configs]
     assert states[:2] == [Status.DONE, Status.MISSING]
     assert states[3] is Status.MISSING
+
+
+class LosingAll(Engine):
+    """Every job ends without a word."""
+
+    def _train_until_none_is_left(self, configs: Sequence[RunConfig], *, wait: bool) -> None:
+        for config in configs:
+            self._lost(config, "NODE_FAIL")
+
+
+def test_of_a_job_that_is_lost_the_directory_of_its_run_tells(tiny: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, broken = seeds(tiny, 0, 1)
+    execute(whole, device=CPU)
+    engine = LosingAll(SweepConfig(), 1, "cpu")
+    engine.train_all([whole, broken])
+    ((key, line),) = engine.failures
+    assert key == broken.key()
+    assert line.endswith("failed: its job ended without a result: NODE_FAIL")
+    assert [path.name for path in Run.of(whole).folder.parent.iterdir()] == [whole.key()]  # nothing is left behind
+
+    def full(self: Path, content: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(DiskFullError, match="No space left"):
+        LosingAll(SweepConfig(), 1, "cpu").train_all([broken])
+
+
+def test_a_job_carries_absolute_places_and_looks_for_its_device_where_it_is(
+    tiny: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Stop, "has_master", False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DEPTHLAB_RESULTS", "here")
+    monkeypatch.setenv("DEPTHLAB_DATA", "there")
+    job = Job.of(tiny, "cuda:99", 1, 60.0, True)
+    assert (job.root, job.data) == (tmp_path / "here" / "runs", str(tmp_path / "there"))
+    result = job.train()
+    assert isinstance(result, Ended)
+    assert not result.succeeded
+    assert "failed: device=cuda:99: this machine has" in result.line
 
 
 @pytest.mark.slow

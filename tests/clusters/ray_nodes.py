@@ -54,9 +54,9 @@ class RayNodes:
             head = ["--head", f"--port={port}", f"--temp-dir={self.folder}", "--include-dashboard=false"]
             self._start("--num-cpus=0", *head)
             self._until_there(1)
-            for _ in range(self._count):
+            for number in range(self._count):  # one after the other: two that start at once take each other's ports
                 self._start("--num-cpus=1", f"--address={self.address}")
-            self._until_there(1 + self._count)
+                self._until_there(2 + number)
             self._stack = self._stack.pop_all()
         return self
 

@@ -63,10 +63,3 @@ def test_a_run_that_is_killed_over_and_over_fails_alone(tmp_path: Path, undistur
     assert sweep.counts() == (3, 0, 1)
     (line,) = [line for line in sweep.told.splitlines() if line.startswith(f"  {killed.key} ")]
     assert "failed: its job ended without a result: WorkerCrashedError after 0 retries" in line
-
-
-def test_a_cluster_that_is_not_there_is_told_in_a_line(tmp_path: Path) -> None:
-    with Sweep(tmp_path / "results", 100, [ENGINE, "sweep.ray.address=127.0.0.1:1"]) as sweep:
-        assert sweep.ends() == 1
-    assert sweep.told.splitlines()[-1].startswith("depthlab: sweep.ray.address=127.0.0.1:1: Ray cannot be reached: ")
-    assert "Traceback" not in sweep.told

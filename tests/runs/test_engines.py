@@ -15,7 +15,16 @@ from pathlib import Path
 import pytest
 from in_processes import CPU, LONG, Command, DyingJob, FullDisk, is_alive
 
-from depthlab.config import ENGINES, ConfigError, DataConfig, RunConfig, SlurmConfig, SweepConfig, TrainConfig
+from depthlab.config import (
+    ENGINES,
+    ConfigError,
+    DataConfig,
+    RayConfig,
+    RunConfig,
+    SlurmConfig,
+    SweepConfig,
+    TrainConfig,
+)
 from depthlab.runs import DiskFullError, EngineError, Run, Status, execute, sweep
 from depthlab.runs.engines import PLACES, engine_of
 from depthlab.runs.engines.engine import Engine
@@ -287,3 +296,10 @@ def test_parameters_of_slurm_are_names_and_values() -> None:
     assert _parameter("exclusive") == ("exclusive", True)
     with pytest.raises(ConfigError, match=r"--qos=low.* without dashes"):
         _parameter("--qos=low")
+
+
+def test_a_ray_that_is_not_there_is_told_at_once(tiny: RunConfig) -> None:
+    pytest.importorskip("ray")
+    launch = SweepConfig(engine="ray", ray=RayConfig(address="127.0.0.1:1"))
+    with pytest.raises(EngineError, match=r"^sweep\.ray\.address=127\.0\.0\.1:1: Ray cannot be reached: .*refused"):
+        sweep([tiny], device="cpu", launch=launch)

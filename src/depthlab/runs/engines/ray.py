@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -20,6 +21,7 @@ LOOK_EVERY = 1.0
 """Seconds between looks at how far the runs are."""
 
 LOOPBACK = "127.0.0.1"
+ANSWERS_WITHIN = 10.0
 OBJECT_STORE = 100 * 2**20
 """Bytes that an own cluster reserves for objects: jobs pass none to speak of."""
 
@@ -45,6 +47,7 @@ class Ray(Engine):
             options |= {"num_cpus": self._count * self._threads, "object_store_memory": OBJECT_STORE}
             options |= {"include_dashboard": False, "_node_ip_address": LOOPBACK}
         try:
+            _knock(address or "")
             ray.init(**options)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             said = " ".join(str(error).split())
@@ -88,6 +91,13 @@ class Ray(Engine):
         except KeyboardInterrupt:
             for task in tasks:
                 ray.cancel(task, force=True)
+
+
+def _knock(address: str) -> None:
+    """Raises OSError if nobody listens at HOST:PORT: Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if port.isdigit() and "/" not in host:
+        socket.create_connection((host, int(port)), timeout=ANSWERS_WITHIN).close()
 
 
 def _wait(task: Any) -> None:

@@ -126,8 +126,9 @@ class SubmititSlurm(Submitit):
         for first in range(0, len(configs), ARRAY):
             part = configs[first : first + ARRAY]
             tasks = [Task(self._job(config, wait), is_killed_later=True) for config in part]
-            jobs = _submitted(self._executor(), tasks)
-            self._jobs = {job.job_id: (job, config) for job, config in zip(jobs, part, strict=True)}
+            with interrupts_ignored():  # jobs that are submitted are known, so that they can be cancelled
+                jobs = _submitted(self._executor(), tasks)
+                self._jobs = {job.job_id: (job, config) for job, config in zip(jobs, part, strict=True)}
             tell(f"job {_array(jobs[0])} of Slurm, whose logs are in {self._folder}")
             self._wait()
 

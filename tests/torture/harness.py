@@ -84,6 +84,7 @@ def torture(kills: int, seed: int, folder: Path) -> Report:
                     break
             else:
                 compare(results, expected, report)
+                bar.write(f"sweep {report.complete} is complete after {sum(report.kills.values())} kills", sys.stderr)
     report.seconds = time.monotonic() - began
     return report
 

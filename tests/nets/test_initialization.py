@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -6,7 +7,7 @@ from torch import nn
 
 from depthlab import config as names
 from depthlab.config import ModelConfig, stream_seed
-from depthlab.nets import build, critical_gain, scales, weight_layers
+from depthlab.nets import build, critical_gain, rescale, scales, weight_layers
 from depthlab.nets.initialization import CRITICAL_GAINS, INITS
 
 IMAGES = {"channels": 3, "size": 8, "classes": 10}
@@ -35,6 +36,9 @@ def test_names_are_those_of_the_configuration():
         ({"init": "he", "activation": "tanh"}, (math.sqrt(2), 0.0)),
         ({"init": "gaussian", "sigma_w": 1.3, "sigma_b": 0.2}, (1.3, 0.2)),
         ({"init": "gaussian", "sigma_w": 0.0}, (0.0, 0.0)),
+        ({"init": "lsuv", "activation": "relu"}, (math.sqrt(2), 0.0)),
+        ({"init": "lsuv", "activation": "identity"}, (1.0, 0.0)),
+        ({"init": "lsuv", "activation": "selu"}, (1.0, 0.0)),  # whose constants keep variance 1 and mean 0
         ({"init": "orthogonal", "activation": "relu"}, (math.sqrt(2), 0.0)),
         ({"init": "orthogonal", "activation": "tanh", "sigma_b": 0.1}, (1.0, 0.1)),
         ({"init": "delta_orthogonal", "family": "cnn", "activation": "leaky_relu"}, (math.sqrt(2 / 1.0001), 0.0)),
@@ -219,3 +223,87 @@ def test_backward_signal_of_plain_relu_nets_grows_per_layer_as_theory_says(init,
     grads = torch.autograd.grad(model.head(h).square().mean(), outputs)
     early, late = (grads[i].double().norm().item() for i in (2, 27))
     assert (early / late) ** (1 / 25) == pytest.approx(growth, rel=0.03)
+
+
+def outputs(model, inputs):
+    """Output of every weight layer, in double precision, of a training pass whose batch norm leaves no trace."""
+    twin = copy.deepcopy(model).double().train()
+    for module in twin.modules():
+        if isinstance(module, nn.Dropout):
+            module.eval()
+    found = []
+    for _, layer in weight_layers(twin):
+        layer.register_forward_hook(lambda _module, _inputs, output: found.append(output.detach()))
+    twin(inputs.double())
+    return found
+
+
+def images(count=40):
+    return 0.3 + torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(3))
+
+
+FACTORS = [
+    {"activation": "relu"},
+    {"activation": "sigmoid", "bias": False},
+    {"activation": "tanh", "depth": 30},
+    {"norm": "batch", "skip": "residual", "dropout": 0.3},
+    {"norm": "layer", "skip": "preactivation"},
+    {"skip": "highway"},
+    {"family": "cnn", "width": 6, "stages": 3, "activation": "gelu"},
+    {"family": "cnn", "width": 6, "stages": 3, "norm": "batch", "skip": "residual"},
+]
+
+
+@pytest.mark.parametrize("factors", FACTORS)
+def test_rescaling_gives_every_layer_outputs_of_variance_one(factors):
+    model = make(**{"depth": 8, "width": 24, **factors}, init="lsuv")
+    state = torch.get_rng_state()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    rescale(model, images())
+    for output in outputs(model, images()):
+        assert output.var(correction=0).item() == pytest.approx(1, rel=1e-4)
+    rescaled = {f"{name}.weight" for name, _ in weight_layers(model)}
+    for name, value in model.state_dict().items():
+        if name in rescaled:  # a direction is kept, and its length only is chosen
+            torch.testing.assert_close(value / value.norm(), before[name] / before[name].norm(), rtol=1e-4, atol=1e-6)
+        else:
+            assert torch.equal(value, before[name]), name
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.training
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("factors", FACTORS)
+def test_rescaling_is_algorithm_1_of_mishkin_and_matas(factors):
+    """Layer after layer, each with passes of its own, until its output has variance 1."""
+    fast = make(**{"depth": 8, "width": 24, **factors}, init="lsuv")
+    slow = copy.deepcopy(fast)
+    rescale(fast, images())
+    for position, layer in enumerate(layers(slow)):
+        for _ in range(10):
+            variance = outputs(slow, images())[position].var(correction=0).item()
+            if abs(variance - 1) < 1e-9:
+                break
+            with torch.no_grad():
+                layer.weight /= math.sqrt(variance)
+    for mine, theirs in zip(layers(fast), layers(slow), strict=True):
+        torch.testing.assert_close(mine.weight, theirs.weight, rtol=2e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "tanh", "relu", "elu", "gelu"])
+def test_rescaling_comes_to_the_ensemble_that_scales_names(activation):
+    """Wide layers and independent inputs: the weights hardly change."""
+    config = ModelConfig(depth=6, width=600, activation=activation, init="lsuv")
+    model = build(config, channels=3, size=8, classes=10, seed=0)
+    rescale(model, images(200) - 0.3)
+    for layer in layers(model)[2:-1]:
+        assert layer.weight.square().mean().item() * 600 == pytest.approx(scales(config)[0] ** 2, rel=0.1)
+
+
+def test_rescaling_is_refused_where_it_cannot_do_what_it_says():
+    biased = make(depth=4, width=8, init="orthogonal", sigma_b=0.3)
+    with pytest.raises(ValueError, match=r"layer stem\.linear has biases"):
+        rescale(biased, images())
+    dead = make(depth=4, width=8, init="lsuv")
+    with pytest.raises(ValueError, match=r"layer stem\.linear have standard deviation 0\.0"):
+        rescale(dead, torch.zeros(5, 3, 8, 8))

@@ -47,7 +47,8 @@ STOPPED_EARLY = dataclasses.replace(MLP, train=dataclasses.replace(MLP.train, ea
 EXPLODING = dataclasses.replace(
     MLP, train=dataclasses.replace(MLP.train, optimizer="sgd", lr=100.0, steps=100), model=ModelConfig(depth=6, width=8)
 )
-CONFIGS = {"mlp": MLP, "cnn": CNN, "early stopping": STOPPED_EARLY, "diverges": EXPLODING}
+RESCALED = dataclasses.replace(MLP, model=ModelConfig(depth=4, width=8, init="lsuv", activation="tanh"))
+CONFIGS = {"mlp": MLP, "rescaled": RESCALED, "cnn": CNN, "early stopping": STOPPED_EARLY, "diverges": EXPLODING}
 
 
 def content(run: Run) -> bytes:

@@ -64,6 +64,20 @@ def test_a_finished_run_is_stored_whole(tiny: RunConfig, results: Path) -> None:
     assert datetime.fromisoformat(record["started"]).tzinfo is not None
 
 
+def test_lsuv_makes_variances_one_on_the_first_batch_of_the_run(tiny: RunConfig) -> None:
+    config = changed(changed(tiny, "model", init="lsuv"), "data", crop_padding=1, flip=True)
+    trial = Trial(config, CPU)
+    variances: list[float] = []
+    for _, layer in trial.layers:
+        layer.register_forward_hook(lambda *given: variances.append(given[2].var(correction=0).item()))
+    for step in (0, 1):
+        with torch.no_grad():
+            trial.model(trial.batches[step][0])
+    first, second = variances[: len(trial.layers)], variances[len(trial.layers) :]
+    assert first == pytest.approx([1.0] * len(first), rel=1e-4)
+    assert second != pytest.approx([1.0] * len(first), rel=1e-4)
+
+
 def test_readings_are_one_long_table(tiny: RunConfig) -> None:
     table = execute(tiny, device=CPU).readings()
     assert {name: str(kind) for name, kind in table.dtypes.items()} == COLUMNS

@@ -39,7 +39,7 @@ ACTIVATIONS = (
 )
 NORMS = ("none", "batch", "layer", "group", "rms")
 SKIPS = ("none", "residual", "preactivation", "highway")
-INITS = ("torch_default", "xavier", "he", "orthogonal", "delta_orthogonal", "gaussian")
+INITS = ("torch_default", "xavier", "he", "orthogonal", "delta_orthogonal", "gaussian", "lsuv")
 FAMILIES = ("mlp", "cnn")
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("constant", "step", "cosine")

@@ -1,7 +1,7 @@
 """Networks: one block for both families, every combination of skip, norm, activation and initialization."""
 
 from depthlab.nets.families import Net, build
-from depthlab.nets.initialization import critical_gain, scales
+from depthlab.nets.initialization import critical_gain, rescale, scales
 from depthlab.nets.layers import weight_layers
 
-__all__ = ["Net", "build", "critical_gain", "scales", "weight_layers"]
+__all__ = ["Net", "build", "critical_gain", "rescale", "scales", "weight_layers"]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from depthlab import theory
 from depthlab.config import ModelConfig
 from depthlab.nets.layers import LEAKY_SLOPE, VERY_LEAKY_SLOPE, WeightLayer, gates, weight_layers
 
@@ -48,11 +51,14 @@ def scales(config: ModelConfig) -> tuple[float, float]:
     stage of a CNN. torch_default draws both from U(-1/sqrt(fan_in), 1/sqrt(fan_in)): sigma_w^2 = 1/3, not 2, which
     is why deep nets left at torch's default vanish. xavier (Glorot & Bengio 2010, eq. 12): 2 / (fan_in + fan_out),
     so sigma_w = 1 where layers are square. he (He et al. 2015b, eq. 10): sigma_w = sqrt(2), whatever the activation.
-    The three others: config.sigma_w, or critical_gain(activation) if that is None, and config.sigma_b.
+    lsuv: the sigma_w that maps variance 1 to variance 1, 1 / sqrt(E[phi(z)^2]), which is what `rescale` comes to in
+    wide layers. The three others: config.sigma_w, or critical_gain(activation) if that is None, and config.sigma_b.
     """
     if config.init == "torch_default":
         fan_in = config.width * (9 if config.family == "cnn" else 1)
         return math.sqrt(1 / 3), math.sqrt(1 / (3 * fan_in)) if config.bias else 0.0
+    if config.init == "lsuv":
+        return 1 / math.sqrt(theory.variance_map(1.0, activation=config.activation, sigma_w=1.0)), 0.0
     fixed = {"xavier": 1.0, "he": math.sqrt(2)}
     gain = critical_gain(config.activation) if config.sigma_w is None else config.sigma_w
     return fixed.get(config.init, gain), config.sigma_b
@@ -80,6 +86,45 @@ def _offset(head: WeightLayer, config: ModelConfig) -> None:
     head.weight.mul_(config.head_gain)
     if config.head_bias and head.bias is not None:  # 0 is not added, since -0 would become 0
         head.bias[0] += config.head_bias
+
+
+@torch.no_grad()
+def rescale(model: nn.Module, inputs: Tensor) -> None:
+    """Divides the weight of every layer by the standard deviation of its output, from input to logits.
+
+    Afterwards the outputs z of each weight layer have variance 1 over all examples, units and places of the batch:
+    layer-sequential unit variance, LSUV (Mishkin & Matas 2016, algorithm 1), once the weights are orthogonal. Without
+    biases z is linear in the layer's weight, so that one division is exact and one pass is enough for all layers.
+
+    inputs: a batch of training data, (b, channels, size, size). Batch norm normalizes by this batch and keeps its
+    running statistics; dropout is off; gates of highways stay as they are. Raises ValueError on biases that are not 0
+    and on a layer whose output is constant or not finite.
+    """
+    twin = copy.deepcopy(model).train()
+    for module in twin.modules():
+        if isinstance(module, nn.Dropout):
+            module.eval()
+    for (name, copied), (_, layer) in zip(weight_layers(twin), weight_layers(model), strict=True):
+        copied.register_forward_hook(_unit_variance(name, layer))
+    twin(inputs)
+
+
+def _unit_variance(name: str, layer: WeightLayer) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+    """A hook that rescales `layer`, and hands on what it would then have given."""
+    if layer.bias is not None and layer.bias.any():
+        raise ValueError(f"layer {name} has biases, which rescaling its weight leaves too large; set them to 0 first")
+
+    def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+        std = output.double().std(correction=0).item()
+        if not 0 < std < math.inf:
+            raise ValueError(
+                f"the outputs of layer {name} have standard deviation {std}, which cannot be brought to 1; "
+                f"choose another batch or activation"
+            )
+        layer.weight.div_(std)
+        return output / std
+
+    return hook
 
 
 def _torch_default(layer: WeightLayer, _sigma_w: float, _sigma_b: float) -> None:
@@ -121,6 +166,7 @@ INITS: dict[str, Callable[[WeightLayer, float, float], None]] = {
     "orthogonal": _orthogonal,
     "delta_orthogonal": _delta_orthogonal,
     "gaussian": _gaussian,
+    "lsuv": _orthogonal,  # where there are no data; `rescale` adapts it to a batch
 }
 
 

@@ -154,6 +154,17 @@ class Trial:
         if config.model.family == "cnn":
             # a third of the step time of small convolutions on the CPU
             self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.batches = data.Batches(
+            self.splits.train,
+            config.data,
+            batch_size=config.train.batch_size,
+            seed=config.seed,
+            mean=self.splits.mean,
+            std=self.splits.std,
+        )
+        if config.model.init == "lsuv":
+            inputs, _ = self.batches[0]
+            nets.rescale(self.model, inputs)
         self.layers = nets.weight_layers(self.model)
         self.optimizer = build_optimizer(self.model, config.train)
         self.checkpoints, self.stop = checkpoints, stop
@@ -190,19 +201,11 @@ class Trial:
         return self._finished(self.done)
 
     def _updates(self) -> Iterator[Update]:
-        splits, config = self.splits, self.config
-        batches = data.Batches(
-            splits.train,
-            config.data,
-            batch_size=config.train.batch_size,
-            seed=config.seed,
-            mean=splits.mean,
-            std=splits.std,
-        )
+        config = self.config
         return train(
             self.model,
             self.layers,
-            batches,
+            self.batches,
             config.train,
             config.probes,
             seed=config.seed,

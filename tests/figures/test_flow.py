@@ -15,7 +15,8 @@ from matplotlib.colors import LogNorm, to_rgba
 from matplotlib.figure import Figure
 
 from depthlab.figures import draw_map, flow, panels, style
-from depthlab.figures.flow import MISSING, MOST_COLUMNS
+from depthlab.figures.flow import MOST_COLUMNS
+from depthlab.figures.heat import MISSING
 from depthlab.figures.style import render
 
 

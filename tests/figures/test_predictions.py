@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from depthlab import nets, theory
 from depthlab.config import ModelConfig, RunConfig, flat
 from depthlab.figures.predictions import (
     FLOAT32_FLOOR,
@@ -13,6 +14,8 @@ from depthlab.figures.predictions import (
     backward_slopes,
     log_backward_norm,
     predicted_backward,
+    predicted_depth,
+    trainable_depths,
 )
 
 DEPTH = 12
@@ -70,3 +73,51 @@ def test_theory_is_not_drawn_where_it_does_not_hold():
     mixed = pd.concat([readings_of({0: np.ones(DEPTH)}, init=init) for init in ("he", "xavier")], ignore_index=True)
     with pytest.raises(ValueError, match=r"model\.init"):
         predicted_backward(mixed)
+
+
+def test_unit_variance_is_not_the_edge_of_chaos():
+    """LSUV: variance 1 from the first layer on, whatever the gradient makes of it."""
+    for activation in ("tanh", "sigmoid"):
+        chi = theory.chi(
+            activation=activation, sigma_w=nets.scales(ModelConfig(activation=activation, init="lsuv"))[0], q=1.0
+        )
+        found = log_backward_norm(ModelConfig(depth=DEPTH, activation=activation, init="lsuv"))
+        assert np.diff(found) == pytest.approx(-np.log(chi) / 2, rel=1e-9)
+        assert abs(np.log(chi)) > 0.1
+
+
+def errors_of(values: dict[tuple[float, int, int], float]) -> pd.DataFrame:
+    """One training error per (sigma_w, depth, seed) of tanh nets with sigma_b = 0.3."""
+    rows = []
+    for (sigma_w, depth, seed), value in values.items():
+        model = ModelConfig(depth=depth, activation="tanh", init="gaussian", sigma_w=sigma_w, sigma_b=0.3)
+        settings = {name: each for name, each in flat(RunConfig(model=model)).items() if name.startswith("model.")}
+        rows.append({**settings, "key": f"{sigma_w}/{depth}/{seed}", "seed": seed, "probe": "error", "value": value})
+    return pd.DataFrame(rows)
+
+
+def test_trainable_depth_is_the_largest_that_trains_beside_six_depth_scales():
+    errors = errors_of(
+        {(1.0, 5, 0): 0.1, (1.0, 20, 0): 0.2, (1.0, 80, 0): 0.9}
+        | {(1.0, 5, 1): 0.1, (1.0, 20, 1): 0.45, (1.0, 80, 1): np.nan}  # the bound is not below itself
+        | {(2.0, 5, 0): 0.9, (2.0, 20, 0): np.nan, (2.0, 80, 0): 0.8}
+        | {(2.0, 5, 1): 0.5, (2.0, 20, 1): 0.6, (2.0, 80, 1): 0.44}
+    )
+    found = trainable_depths(errors.sample(frac=1, random_state=0), ["model.sigma_w"], below=0.45)
+    assert found[["model.sigma_w", "seed", "value"]].to_numpy().tolist() == [
+        [1.0, 0, 20.0],
+        [1.0, 1, 5.0],
+        [2.0, 0, 2.5],
+        [2.0, 1, 80.0],
+    ]
+    for sigma_w, part in found.groupby("model.sigma_w"):
+        c = theory.correlation_chi(activation="tanh", sigma_w=float(sigma_w), sigma_b=0.3)
+        assert part["predicted"].to_numpy() == pytest.approx(-6 / np.log(c))
+
+
+def test_depths_of_two_conditions_or_of_nets_without_a_theory_are_refused():
+    errors = errors_of({(1.0, 5, 0): 0.1, (2.0, 5, 0): 0.1})
+    with pytest.raises(ValueError, match=r"2 that differ in model\.sigma_w"):
+        predicted_depth(errors)
+    with pytest.raises(ValueError, match="norm='batch'"):
+        predicted_depth(errors[:1].assign(**{"model.norm": "batch"}))

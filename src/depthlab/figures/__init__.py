@@ -3,9 +3,16 @@
 from depthlab.figures.axes import draw, legend, legend_above, legend_beside, log_ticks, theory
 from depthlab.figures.claims import Claim, permuted
 from depthlab.figures.flow import draw_map, flow
+from depthlab.figures.heat import draw_heat, theory_over
 from depthlab.figures.importance import importance
 from depthlab.figures.intervals import Interval, interval, intervals, paired, slopes, summarize
-from depthlab.figures.predictions import above_floor, backward_slopes, predicted_backward
+from depthlab.figures.predictions import (
+    above_floor,
+    backward_slopes,
+    predicted_backward,
+    predicted_depth,
+    trainable_depths,
+)
 from depthlab.figures.readings import outcomes, over_layers, select, tuned, updates_until, where
 from depthlab.figures.report import Chapter, chapter, claims_table, page
 from depthlab.figures.results import Experiment, read, redraw, write
@@ -25,6 +32,7 @@ __all__ = [
     "claims_table",
     "csv",
     "draw",
+    "draw_heat",
     "draw_map",
     "flow",
     "importance",
@@ -43,6 +51,7 @@ __all__ = [
     "permuted",
     "pivot",
     "predicted_backward",
+    "predicted_depth",
     "read",
     "redraw",
     "render",
@@ -51,6 +60,8 @@ __all__ = [
     "style",
     "summarize",
     "theory",
+    "theory_over",
+    "trainable_depths",
     "tuned",
     "updates_until",
     "where",

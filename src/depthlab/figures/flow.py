@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
@@ -12,14 +11,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from depthlab.figures.axes import draw, legend_above, quantity
+from depthlab.figures.heat import COLORS, MISSING, edges
 from depthlab.figures.style import PAGE, panels, style
 
 MOST_COLUMNS = 400
 """A map of more steps shows every so many of them."""
 
 LINES = 4
-MISSING = "0.75"
-"""The grey of what is not finite, or 0 on a logarithmic scale."""
 
 
 def flow(readings: pd.DataFrame, probe: str = "grad_norm") -> Figure:
@@ -59,11 +57,11 @@ def draw_map(axes: Axes, readings: pd.DataFrame) -> None:
     axes.set_facecolor(MISSING)
     axes.grid(visible=False)
     mesh: ScalarMappable = axes.pcolormesh(
-        _edges(grid.columns.to_numpy(dtype=np.float64)),
-        _edges(grid.index.to_numpy(dtype=np.float64)),
+        edges(grid.columns.to_numpy(dtype=np.float64)),
+        edges(grid.index.to_numpy(dtype=np.float64)),
         values,
         norm=colors,
-        cmap="cividis",
+        cmap=COLORS,
         rasterized=True,
     )
     axes.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
@@ -72,11 +70,3 @@ def draw_map(axes: Axes, readings: pd.DataFrame) -> None:
     if values.count():
         assert axes.figure is not None
         axes.figure.colorbar(mesh, ax=axes, label=scale.label)
-
-
-def _edges(centres: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Borders half way between the centres; the outer ones as far away as the inner."""
-    if len(centres) == 1:
-        return np.array([centres[0] - 0.5, centres[0] + 0.5])
-    between = (centres[1:] + centres[:-1]) / 2
-    return np.array([2 * centres[0] - between[0], *between, 2 * centres[-1] - between[-1]])

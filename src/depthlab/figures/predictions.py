@@ -39,11 +39,13 @@ def model_of(readings: pd.DataFrame) -> ModelConfig:
 def log_backward_norm(model: ModelConfig) -> np.ndarray:
     """ln |dL/dz_l| - ln |dL/dz_{depth-1}| for l = 1..depth-1, by mean-field theory, layer by layer.
 
-    Inputs are normalized to mean square 1. Raises ValueError where the theory does not apply (skips, norms).
+    Inputs are normalized to mean square 1; with init=lsuv the first layer's outputs are. Raises ValueError where the
+    theory does not apply (skips, norms).
     """
     theory.check_applies(norm=model.norm, skip=model.skip, dropout=model.dropout)
     sigma_w, sigma_b = nets.scales(model)
-    found = theory.profile(model.depth, activation=model.activation, sigma_w=sigma_w, sigma_b=sigma_b)
+    q0 = sigma_w**-2 if model.init == "lsuv" else 1.0
+    found = theory.profile(model.depth, activation=model.activation, sigma_w=sigma_w, sigma_b=sigma_b, q0=q0)
     return found.log_backward_norm[:-1]
 
 
@@ -74,6 +76,33 @@ def backward_slopes(readings: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
         both = [slopes(part, by)["value"].item() if len(part) else np.nan for part in (hidden, predicted)]
         rows.append((*group, *both))
     return pd.DataFrame(rows, columns=[*by, "seed", "value", "predicted"])
+
+
+def predicted_depth(readings: pd.DataFrame) -> float:
+    """About how many layers still train, 6 xi, under one plain condition whose depth may vary (Schoenholz et al. 2017).
+
+    inf on the critical line. Raises ValueError where the theory does not apply (skips, norms).
+    """
+    model = model_of(readings.assign(**{"model.depth": readings["model.depth"].min()}))
+    theory.check_applies(norm=model.norm, skip=model.skip, dropout=model.dropout)
+    sigma_w, sigma_b = nets.scales(model)
+    return theory.trainable_depth(activation=model.activation, sigma_w=sigma_w, sigma_b=sigma_b)
+
+
+def trainable_depths(errors: pd.DataFrame, by: Sequence[str], *, below: float) -> pd.DataFrame:
+    """Measured and predicted trainable depths, per condition and seed: columns `by`, seed, value, predicted.
+
+    errors: one row per run (see `outcomes`), of plain nets of several depths. `value` is the largest depth whose error
+    is below `below`; where no depth's is, half the smallest that was tried stands for it. nan, of a run that diverged,
+    is not below anything. `predicted` is `predicted_depth`.
+    """
+    rows = []
+    for group, condition in errors.groupby(list(by), dropna=False, sort=True, observed=True):
+        predicted = predicted_depth(condition)
+        for seed, runs in condition.groupby("seed"):
+            trained = runs["model.depth"][runs["value"] < below]
+            rows.append((*group, seed, trained.max() if len(trained) else runs["model.depth"].min() / 2, predicted))
+    return pd.DataFrame(rows, columns=[*by, "seed", "value", "predicted"]).astype({"value": float})
 
 
 def _python(value: Any) -> Any:

@@ -20,6 +20,7 @@ COMMITTED = [name for name in NAMES if (RESULTS / name / "readings.csv.gz").exis
 CONDITIONS = {
     "vanishing_gradients": ["model.activation", "model.init", "model.norm", "model.skip"],
     "degradation": ["model.skip", "model.depth"],
+    "initialization": ["model.activation", "model.init", "model.sigma_w", "model.sigma_b"],
     "quickstart": ["model.activation", "model.init"],
     "activations": ["model.activation", "model.sigma_w", "train.lr"],
     "losses": ["train.loss", "model.head_bias", "train.lr"],

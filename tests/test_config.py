@@ -50,6 +50,8 @@ DEFAULTS = {
     "model.activation": "relu",
     "model.norm": "none",
     "model.norm_groups": 4,
+    "model.norm_affine": True,
+    "model.norm_noise": 0.0,
     "model.skip": "none",
     "model.init": "he",
     "model.sigma_w": None,
@@ -125,6 +127,8 @@ OTHERS: dict[str, list[Any]] = {
     "model.activation": list(module.ACTIVATIONS),
     "model.norm": list(module.NORMS),
     "model.norm_groups": [4, 2],
+    "model.norm_affine": [True, False],
+    "model.norm_noise": [0.0, 0.5],
     "model.skip": list(module.SKIPS),
     "model.init": list(module.INITS),
     "model.sigma_w": [None, 0.0, 1.5],
@@ -209,7 +213,13 @@ def built(mapping: dict[str, Any]) -> RunConfig:
 @pytest.mark.parametrize("name", OTHERS)
 def test_each_field_enters_the_key(name: str) -> None:
     """Alone, beside the settings that it needs to have an effect at all."""
-    needed = {"model.sigma_w": {"model.init": "gaussian"}, "model.sigma_b": {"model.init": "gaussian"}}.get(name, {})
+    gaussian, normalized = {"model.init": "gaussian"}, {"model.norm": "batch"}
+    needed = {
+        "model.sigma_w": gaussian,
+        "model.sigma_b": gaussian,
+        "model.norm_affine": normalized,
+        "model.norm_noise": normalized,
+    }.get(name, {})
     keys = set()
     for value in OTHERS[name]:
         fitting = {"model.width": 16, "model.family": "cnn"} if value == "delta_orthogonal" else {}
@@ -256,6 +266,8 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: ProbesConfig(names=("grad",)), r"probes\.names=grad must be one of grad_norm, .*"),
     (lambda: ModelConfig(dropout=1.2), r"model\.dropout=1\.2 must be at least 0 and less than 1$"),
     (lambda: ModelConfig(dropout=1.0), r"model\.dropout=1\.0 must be at least 0 and less than 1$"),
+    (lambda: ModelConfig(norm_affine=False), r"model\.norm_affine=false and .* have no effect with model\.norm=none"),
+    (lambda: ModelConfig(norm_noise=0.5), r"model\.norm_noise=0\.5 have no effect with model\.norm=none"),
     (lambda: ModelConfig(depth=1), r"model\.depth=1 must be at least 2"),
     (lambda: DataConfig(label_noise=1.1), r"data\.label_noise=1\.1 must be at least 0 and at most 1"),
     (lambda: TrainConfig(lr=-1.0), r"train\.lr=-1\.0 must be at least 0"),

@@ -7,7 +7,7 @@ from torch import nn
 
 from depthlab import config as names
 from depthlab.config import ModelConfig, stream_seed
-from depthlab.nets import build, critical_gain, rescale, scales, weight_layers
+from depthlab.nets import NormNoise, build, critical_gain, rescale, scales, weight_layers
 from depthlab.nets.initialization import CRITICAL_GAINS, INITS
 
 IMAGES = {"channels": 3, "size": 8, "classes": 10}
@@ -229,7 +229,7 @@ def outputs(model, inputs):
     """Output of every weight layer, in double precision, of a training pass whose batch norm leaves no trace."""
     twin = copy.deepcopy(model).double().train()
     for module in twin.modules():
-        if isinstance(module, nn.Dropout):
+        if isinstance(module, (nn.Dropout, NormNoise)):
             module.eval()
     found = []
     for _, layer in weight_layers(twin):
@@ -246,7 +246,7 @@ FACTORS = [
     {"activation": "relu"},
     {"activation": "sigmoid", "bias": False},
     {"activation": "tanh", "depth": 30},
-    {"norm": "batch", "skip": "residual", "dropout": 0.3},
+    {"norm": "batch", "skip": "residual", "dropout": 0.3, "norm_noise": 0.5},
     {"norm": "layer", "skip": "preactivation"},
     {"skip": "highway"},
     {"family": "cnn", "width": 6, "stages": 3, "activation": "gelu"},

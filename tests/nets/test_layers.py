@@ -7,7 +7,7 @@ from torch import nn
 from depthlab import config as names
 from depthlab.config import ModelConfig
 from depthlab.nets import build, weight_layers
-from depthlab.nets.layers import ACTIVATIONS, NORMS, Parts, RMSNorm2d
+from depthlab.nets.layers import ACTIVATIONS, NORMS, NormNoise, Parts, RMSNorm2d
 
 
 def test_names_are_those_of_the_configuration():
@@ -79,6 +79,43 @@ def test_norm_takes_its_statistics_over_the_right_axes(name, family, shape, scal
     expected = reference_norm(name, x.reshape(6, 8, -1), 4).reshape(shape)
     torch.testing.assert_close(norm.double()(x), expected, rtol=1e-9, atol=1e-12)
     assert sum(p.numel() for p in norm.parameters()) == (8 if name == "rms" else 16)
+    bare = Parts(ModelConfig(family=family, depth=8, norm=name, norm_groups=4, width=8, norm_affine=False)).norm(8)
+    assert bare is not None
+    assert not list(bare.parameters())
+    torch.testing.assert_close(bare.double()(x), expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(4000, 3), (40, 3, 10, 10)])
+def test_noise_has_the_moments_it_names(shape):
+    """y = (s_j + u e) x + m_j + u d at x = 0 and at x = 1: each unit has a mean and a spread of its own."""
+    noise, generator = NormNoise(0.5), torch.random.get_rng_state()
+    units = {}
+    for value in (0.0, 1.0):
+        torch.manual_seed(3)
+        units[value] = torch.stack([noise(torch.full(shape, value)).transpose(0, 1).flatten(1) for _ in range(300)])
+    torch.random.set_rng_state(generator)
+    shift, both = units[0.0].double(), units[1.0].double()
+    scale = both - shift
+    m, s = shift.mean(2), scale.mean(2)  # (draws, units), up to 0.1 / sqrt(4000)
+    assert -0.51 < m.min() < -0.45
+    assert 0.45 < m.max() < 0.51
+    assert 0.99 < s.min() < 1.01
+    assert 1.24 < s.max() < 1.26
+    assert m.mean().item() == pytest.approx(0, abs=4 * 0.5 / math.sqrt(3 * m.numel()))
+    assert s.mean().item() == pytest.approx(1.125, abs=4 * 0.25 / math.sqrt(12 * s.numel()))
+    assert shift.std(2).mean().item() == pytest.approx(0.1 / math.sqrt(3), rel=0.01)
+    assert scale.std(2).mean().item() == pytest.approx(0.1, rel=0.01)
+    assert abs(torch.corrcoef(m.T)[0, 1]) < 0.25  # units are independent
+
+
+def test_noise_is_off_in_evaluation_and_stands_after_the_norm():
+    model = build(ModelConfig(depth=4, width=6, norm="batch", norm_noise=0.5), channels=1, size=4, classes=3, seed=0)
+    quiet = build(ModelConfig(depth=4, width=6, norm="batch"), channels=1, size=4, classes=3, seed=0)
+    x = torch.randn(5, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(model.eval()(x), quiet.eval()(x))
+    assert not torch.equal(model.train()(x), quiet.train()(x))
+    assert [type(module) for module in model.stem] == [nn.Flatten, nn.Linear, nn.Sequential, nn.ReLU]
+    assert [type(module) for module in model.stem.norm] == [nn.BatchNorm1d, NormNoise]
 
 
 def test_no_norm_and_no_dropout_leave_no_module():

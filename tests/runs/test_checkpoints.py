@@ -48,7 +48,15 @@ EXPLODING = dataclasses.replace(
     MLP, train=dataclasses.replace(MLP.train, optimizer="sgd", lr=100.0, steps=100), model=ModelConfig(depth=6, width=8)
 )
 RESCALED = dataclasses.replace(MLP, model=ModelConfig(depth=4, width=8, init="lsuv", activation="tanh"))
-CONFIGS = {"mlp": MLP, "rescaled": RESCALED, "cnn": CNN, "early stopping": STOPPED_EARLY, "diverges": EXPLODING}
+NOISY = dataclasses.replace(MLP, model=ModelConfig(depth=4, width=8, norm="batch", norm_affine=False, norm_noise=0.5))
+CONFIGS = {
+    "mlp": MLP,
+    "rescaled": RESCALED,
+    "noisy": NOISY,
+    "cnn": CNN,
+    "early stopping": STOPPED_EARLY,
+    "diverges": EXPLODING,
+}
 
 
 def content(run: Run) -> bytes:

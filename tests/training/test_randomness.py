@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -39,17 +40,21 @@ def assert_same_weights(model: nn.Module, other: nn.Module) -> None:
     torch.testing.assert_close(dict(model.state_dict()), dict(other.state_dict()), rtol=0, atol=0)
 
 
-def test_dropout_depends_on_the_seed_alone(batches: BatchesMaker) -> None:
+RANDOM: list[dict[str, Any]] = [{"dropout": 0.4}, {"norm": "batch", "norm_noise": 0.5}]
+
+
+@pytest.mark.parametrize("factors", RANDOM)
+def test_dropout_and_noise_depend_on_the_seed_alone(batches: BatchesMaker, factors: dict[str, Any]) -> None:
     def final(seed: int, disturbance: int) -> tuple[list[float], Net]:
         torch.manual_seed(disturbance)
-        model = net(dropout=0.4)
+        model = net(**factors)
         return losses(run(model, batches(), seed=seed)), model
 
     (first, model), (second, other) = final(0, 1), final(0, 2)
     assert first == second
     assert_same_weights(model, other)
     assert final(1, 1)[0] != first
-    assert first[0] != losses(run(net(), batches()))[0]  # dropout is on
+    assert first[0] != losses(run(net(norm=factors.get("norm", "none")), batches()))[0]  # it is on
 
 
 def test_masks_differ_from_step_to_step(batches: BatchesMaker) -> None:
@@ -68,9 +73,10 @@ def test_dropout_draws_from_its_named_stream(batches: BatchesMaker) -> None:
     assert torch.equal(found, F.cross_entropy(other(inputs), labels).detach())
 
 
-def test_run_cut_in_two_is_the_same_run(batches: BatchesMaker) -> None:
+@pytest.mark.parametrize("factors", RANDOM)
+def test_run_cut_in_two_is_the_same_run(batches: BatchesMaker, factors: dict[str, Any]) -> None:
     settings: dict[str, Any] = {"momentum": 0.0, "schedule": "cosine", "warmup_steps": 3}
-    whole, halves = net(dropout=0.3), net(dropout=0.3)
+    whole, halves = net(**factors), net(**factors)
     probes = ProbesConfig(every=3)
     expected = run(whole, batches(flip=True, crop_padding=1), probes, **settings)
     config = TrainConfig(steps=STEPS, batch_size=16, **settings)

@@ -137,6 +137,8 @@ class ModelConfig:
     activation: str = choice("relu", ACTIVATIONS, "nonlinearity")
     norm: str = choice("none", NORMS, "normalization after each hidden weight layer")
     norm_groups: int = number(4, "groups of norm=group", low=1)
+    norm_affine: bool = flag(True, "learned scale and shift after the normalization (norm=rms: scale)")
+    norm_noise: float = number(0.0, "strength of noise after the normalization, new at every update", high=2)
     skip: str = choice("none", SKIPS, "what bypasses a block of two weight layers")
     init: str = choice("he", INITS, "initialization of the weights")
     sigma_w: float | None = number(None, "gain of init=gaussian, orthogonal, delta_orthogonal (null: critical gain)")
@@ -159,6 +161,11 @@ class ModelConfig:
             raise ConfigError(
                 f"model.width={self.width} does not divide into model.norm_groups={self.norm_groups} groups; "
                 f"change either"
+            )
+        if self.norm == "none" and (self.norm_noise or not self.norm_affine):
+            raise ConfigError(
+                f"model.norm_affine={str(self.norm_affine).lower()} and model.norm_noise={self.norm_noise} have no "
+                f"effect with model.norm=none; choose a norm, or leave them at true and 0"
             )
         if self.init == "delta_orthogonal" and self.family == "mlp":
             raise ConfigError(

@@ -2,6 +2,6 @@
 
 from depthlab.nets.families import Net, build
 from depthlab.nets.initialization import critical_gain, rescale, scales
-from depthlab.nets.layers import weight_layers
+from depthlab.nets.layers import NormNoise, weight_layers
 
-__all__ = ["Net", "build", "critical_gain", "rescale", "scales", "weight_layers"]
+__all__ = ["Net", "NormNoise", "build", "critical_gain", "rescale", "scales", "weight_layers"]

@@ -30,17 +30,52 @@ class RMSNorm2d(nn.Module):
     y = g_c x / sqrt(mean over c, h, w of x^2 + eps)         (Zhang & Sennrich 2019, eq. 4, on feature maps)
 
     The statistic spans channels and positions, as that of GroupNorm(1, c) does; torch.nn.RMSNorm would want a
-    scale for every position.
+    scale for every position. affine: whether there is a scale.
     """
 
-    def __init__(self, channels: int) -> None:
+    weight: nn.Parameter | None
+
+    def __init__(self, channels: int, affine: bool = True) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
+        self.register_parameter("weight", nn.Parameter(torch.ones(channels)) if affine else None)
 
     def forward(self, x: Tensor) -> Tensor:
         """Same shape as x, (b, c, h, w)."""
         mean_square = x.square().mean(dim=(1, 2, 3), keepdim=True)
-        return x * torch.rsqrt(mean_square + EPS) * self.weight[:, None, None]
+        normalized = x * torch.rsqrt(mean_square + EPS)
+        return normalized if self.weight is None else normalized * self.weight[:, None, None]
+
+
+class NormNoise(nn.Module):
+    """Noise that makes the distribution of every unit jump from one update to the next; in training only.
+
+    y = (s_j + u e) x + (m_j + u d),   s_j ~ U(1, 1 + strength / 2), m_j ~ U(-strength, strength), u = strength / 5
+
+    s_j and m_j are drawn for each unit (of a feature map: channel), e ~ N(0, 1) and d ~ U(-1, 1) for each entry, all
+    anew at every forward pass: after batch norm, the "noisy" batch norm of Santurkar et al. 2018. It undoes what a norm
+    does for the stability of distributions and leaves what it does for the optimization. Draws from torch's global
+    generator, which the training loop seeds at every update.
+    """
+
+    def __init__(self, strength: float) -> None:
+        super().__init__()
+        self.strength = strength
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, units) or (b, channels, h, w) -> the same shape; x itself in evaluation."""
+        if not self.training:
+            return x
+        of_unit = x.new_empty(1, x.shape[1], *[1] * (x.dim() - 2))
+        scale = torch.empty_like(of_unit).uniform_(1, 1 + self.strength / 2)
+        shift = torch.empty_like(of_unit).uniform_(-self.strength, self.strength)
+        spread = self.strength / 5
+        scale = scale + spread * torch.randn_like(x)
+        shift = shift + torch.empty_like(x).uniform_(-spread, spread)
+        return scale * x + shift
+
+    def extra_repr(self) -> str:
+        """What print(model) shows."""
+        return f"strength={self.strength}"
 
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -56,13 +91,26 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "identity": nn.Identity,
 }
 
-NORMS: dict[str, dict[str, Callable[[int, int], nn.Module | None]]] = {  # name -> family -> (channels, groups)
+NORMS: dict[str, dict[str, Callable[[int, int, bool], nn.Module | None]]] = {
     "none": {"mlp": lambda *_: None, "cnn": lambda *_: None},
-    "batch": {"mlp": lambda c, _: nn.BatchNorm1d(c, EPS), "cnn": lambda c, _: nn.BatchNorm2d(c, EPS)},
-    "layer": {"mlp": lambda c, _: nn.LayerNorm(c, EPS), "cnn": lambda c, _: nn.GroupNorm(1, c, EPS)},
-    "group": {"mlp": lambda c, g: nn.GroupNorm(g, c, EPS), "cnn": lambda c, g: nn.GroupNorm(g, c, EPS)},
-    "rms": {"mlp": lambda c, _: nn.RMSNorm(c, EPS), "cnn": lambda c, _: RMSNorm2d(c)},
+    "batch": {
+        "mlp": lambda c, _, affine: nn.BatchNorm1d(c, EPS, affine=affine),
+        "cnn": lambda c, _, affine: nn.BatchNorm2d(c, EPS, affine=affine),
+    },
+    "layer": {
+        "mlp": lambda c, _, affine: nn.LayerNorm(c, EPS, elementwise_affine=affine),
+        "cnn": lambda c, _, affine: nn.GroupNorm(1, c, EPS, affine=affine),
+    },
+    "group": {
+        "mlp": lambda c, groups, affine: nn.GroupNorm(groups, c, EPS, affine=affine),
+        "cnn": lambda c, groups, affine: nn.GroupNorm(groups, c, EPS, affine=affine),
+    },
+    "rms": {
+        "mlp": lambda c, _, affine: nn.RMSNorm(c, EPS, elementwise_affine=affine),
+        "cnn": lambda c, _, affine: RMSNorm2d(c, affine),
+    },
 }
+"""By config.norm and config.family: from channels, groups, and whether scale and shift are learned."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +138,11 @@ class Parts:
 
     def norm(self, channels: int) -> nn.Module | None:
         """What normalizes (b, channels) or (b, channels, h, w)."""
-        return NORMS[self.config.norm][self.config.family](channels, self.config.norm_groups)
+        config = self.config
+        norm = NORMS[config.norm][config.family](channels, config.norm_groups, config.norm_affine)
+        if norm is None or config.norm_noise == 0:
+            return norm
+        return nn.Sequential(norm, NormNoise(config.norm_noise))
 
     def activation(self) -> nn.Module:
         """The nonlinearity: a module at each place, so that each can be watched."""

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from depthlab.config import ProbesConfig, TrainConfig, stream_seed
 from depthlab.data import Batches
+from depthlab.nets import NormNoise
 from depthlab.probes import Reading, Row
 from depthlab.training.optimizers import build_optimizer, learning_rate
 
@@ -53,17 +54,17 @@ def train(
 
     optimizer: that of the updates before `start`; a new one, without momentum, if there is none.
 
-    Everything random in an update is a function of (seed, step): the batch and its augmentation, and dropout, for
-    which torch's global generator is seeded anew at each update.
+    Everything random in an update is a function of (seed, step): the batch and its augmentation, and dropout and noise,
+    for which torch's global generator is seeded anew at each update.
     """
     optimizer = optimizer or build_optimizer(model, config)
     weights = [layer.get_parameter("weight") for _, layer in layers]
-    uses_dropout = any(isinstance(module, nn.Dropout) for module in model.modules())
+    is_random = any(isinstance(module, (nn.Dropout, NormNoise)) for module in model.modules())
     model.train()
     for step in range(start, config.steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
-        if uses_dropout:
+        if is_random:
             torch.manual_seed(stream_seed(seed, f"dropout/{step}"))
         inputs, labels = batches[step]
         with Reading(model, layers, probes.names) if is_read(step, config, probes) else nullcontext() as reading:

@@ -60,12 +60,13 @@ def test_cells_are_means_over_seeds_at_their_settings() -> None:
 
 
 def test_on_logarithmic_colours_means_are_geometric() -> None:
-    axes = draw(table(), log=True, ticks=[30, 300])
+    axes = draw(table(), log=True, ticks=[29, 30, 300, 1300])
     np.testing.assert_allclose(cells(axes), [[10 * width * depth for width in WIDTHS] for depth in DEPTHS])
     assert isinstance(mesh(axes).norm, LogNorm)
     bar = axes.figure.axes[1]
     assert [text.get_text() for text in bar.get_yticklabels()] == ["30", "300"]
     assert not bar.get_yticks(minor=True).size
+    assert bar.get_ylim() == pytest.approx((30, 1200))
 
 
 def test_on_a_logarithmic_axis_cells_reach_half_way_in_logarithms() -> None:

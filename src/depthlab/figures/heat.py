@@ -19,6 +19,9 @@ COLORS = "cividis"
 MISSING = "0.75"
 """The grey of what has no mean: a seed is not finite, or 0 on a logarithmic scale, or nothing was run there."""
 
+ROUNDING = 1e-9
+"""Of the range of colours: a mean of equal values is not quite that value."""
+
 
 def draw_heat(
     axes: Axes,
@@ -61,7 +64,10 @@ def draw_heat(
         assert axes.figure is not None
         bar = axes.figure.colorbar(mesh, ax=axes, label=label)
         if ticks is not None:
-            bar.set_ticks(ticks, labels=[f"{value:g}" for value in ticks])
+            slack = ROUNDING * (bar.vmax - bar.vmin)
+            # others would make the bar longer
+            within = [value for value in ticks if bar.vmin - slack <= value <= bar.vmax + slack]
+            bar.set_ticks(within, labels=[f"{value:g}" for value in within])
             bar.minorticks_off()
 
 

@@ -21,6 +21,7 @@ CONDITIONS = {
     "vanishing_gradients": ["model.activation", "model.init", "model.norm", "model.skip"],
     "degradation": ["model.skip", "model.depth"],
     "initialization": ["model.activation", "model.init", "model.sigma_w", "model.sigma_b"],
+    "normalization": ["model.norm", "model.norm_affine", "model.norm_noise", "model.skip"],
     "quickstart": ["model.activation", "model.init"],
     "activations": ["model.activation", "model.sigma_w", "train.lr"],
     "losses": ["train.loss", "model.head_bias", "train.lr"],

@@ -267,6 +267,8 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: ModelConfig(dropout=1.2), r"model\.dropout=1\.2 must be at least 0 and less than 1$"),
     (lambda: ModelConfig(dropout=1.0), r"model\.dropout=1\.0 must be at least 0 and less than 1$"),
     (lambda: ModelConfig(norm_affine=False), r"model\.norm_affine=false and .* have no effect with model\.norm=none"),
+    (lambda: ModelConfig(init="lsuv", head_gain=2.0), r"model\.head_gain=2\.0 .* undone by model\.init=lsuv"),
+    (lambda: ModelConfig(init="lsuv", head_bias=1.0), r"model\.head_bias=1\.0 would be undone by model\.init=lsuv"),
     (lambda: ModelConfig(norm_noise=0.5), r"model\.norm_noise=0\.5 have no effect with model\.norm=none"),
     (lambda: ModelConfig(depth=1), r"model\.depth=1 must be at least 2"),
     (lambda: DataConfig(label_noise=1.1), r"data\.label_noise=1\.1 must be at least 0 and at most 1"),

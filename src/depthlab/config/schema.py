@@ -178,6 +178,11 @@ class ModelConfig:
                         f"model.{name}={getattr(self, name)} has no effect with model.init={self.init}; "
                         f"use it with model.init=gaussian, orthogonal or delta_orthogonal"
                     )
+        if self.init == "lsuv" and (self.head_gain != 1 or self.head_bias):
+            raise ConfigError(
+                f"model.head_gain={self.head_gain} and model.head_bias={self.head_bias} would be undone by "
+                f"model.init=lsuv, which rescales the head as well; choose another init, or leave them at 1 and 0"
+            )
         if self.sigma_b > 0 and not self.bias:
             raise ConfigError(f"model.sigma_b={self.sigma_b} needs biases; set model.bias=true or model.sigma_b=0")
 

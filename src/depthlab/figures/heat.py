@@ -64,9 +64,9 @@ def draw_heat(
         assert axes.figure is not None
         bar = axes.figure.colorbar(mesh, ax=axes, label=label)
         if ticks is not None:
-            slack = ROUNDING * (bar.vmax - bar.vmin)
-            # others would make the bar longer
-            within = [value for value in ticks if bar.vmin - slack <= value <= bar.vmax + slack]
+            low, high = bar.ax.get_ylim()
+            slack = ROUNDING * (high - low)
+            within = [value for value in ticks if low - slack <= value <= high + slack]  # others would lengthen the bar
             bar.set_ticks(within, labels=[f"{value:g}" for value in within])
             bar.minorticks_off()
 

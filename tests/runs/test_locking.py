@@ -7,6 +7,8 @@ import multiprocessing
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -15,8 +17,8 @@ import filelock
 import pytest
 from in_processes import CPU, LONG, execute_at_once, execute_for_ever, suspended
 
-from depthlab.config import RunConfig
-from depthlab.runs import Run, Status, execute, locks
+from depthlab.config import RunConfig, SweepConfig
+from depthlab.runs import Run, Status, execute, locks, sweep
 from depthlab.runs.locks import HeldError
 
 
@@ -141,9 +143,32 @@ def test_a_process_that_was_suspended_for_long_leaves_its_run_to_the_other(
         assert (run.folder / "lock").exists()
 
 
-def test_what_a_killed_process_left_after_its_last_word_is_tidied_away(tiny: RunConfig) -> None:
+@pytest.mark.parametrize("ask", ["run", "sweep"])
+def test_what_a_killed_process_left_after_its_last_word_is_tidied_away(tiny: RunConfig, ask: str) -> None:
     run = execute(tiny, device=CPU)
     for name in ("checkpoint-000000003.pt", "checkpoint-000000002.damaged", ".checkpoint-000000004.pt.x"):
         (run.folder / name).write_bytes(b"")
-    execute(tiny, device=CPU)
+    process = subprocess.Popen([sys.executable, "-c", LEAVES_ITS_LOCK.format(str(run.folder / "lock"))])
+    assert process.wait(LONG) == -signal.SIGKILL
+    assert (run.folder / "lock").exists()
+    if ask == "run":
+        execute(tiny, device=CPU)
+    else:
+        assert sweep([tiny], device=CPU, launch=SweepConfig()).found == 1
     assert {path.name for path in run.folder.iterdir()} == {"config.yaml", "run.json", "readings.parquet"}
+
+
+LEAVES_ITS_LOCK = """
+import os, signal
+from filelock import SoftFileLease
+lock = SoftFileLease({!r}, lease_duration=120.0)
+lock.acquire()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_lock_of_a_finished_run_that_is_held_is_left_alone(tiny: RunConfig) -> None:
+    run = execute(tiny, device=CPU)
+    with run.locked():
+        assert execute(tiny, device=CPU, wait=False) == run
+        assert (run.folder / "lock").exists()

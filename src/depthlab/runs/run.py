@@ -23,10 +23,10 @@ from depthlab.config import PROTOCOL, DataConfig, RunConfig, TrainConfig, flat
 from depthlab.probes import InactiveUnits, Row
 from depthlab.runs.checkpoints import Checkpoints
 from depthlab.runs.interrupts import Stop, Stopped, stopping_politely
-from depthlab.runs.locks import LeaseLostError
+from depthlab.runs.locks import HeldError, LeaseLostError
 from depthlab.runs.progress import tell
 from depthlab.runs.provenance import provenance
-from depthlab.runs.store import COLUMNS, Run, Status
+from depthlab.runs.store import COLUMNS, Run, Status, StoreError
 from depthlab.training import Evaluation, Update, build_optimizer, evaluate, train
 
 NETWORK = "network"
@@ -66,10 +66,10 @@ def execute(
     taken the run over, DataError if the data cannot be had.
     """
     run = Run.of(config, root)
-    if _is_finished(run):
+    if is_finished(run):
         return run
     with run.locked(wait=wait) as lease:
-        if _is_finished(run):
+        if run.status().finished:
             return run
         started = time.perf_counter()
         record = {
@@ -116,12 +116,15 @@ def execute(
         return run
 
 
-def _is_finished(run: Run) -> bool:
-    """Whether the run has its result; deletes checkpoints of a process that was killed after its last word."""
+def is_finished(run: Run) -> bool:
+    """Whether the run has its result. What a process left that was killed after its last word is tidied away."""
     finished = run.status().finished
     if finished:
-        with suppress(OSError):  # a folder that may only be read
+        with suppress(OSError, StoreError, HeldError):  # a folder that may only be read; another process is just ending
             Checkpoints(run, 0).remove()
+            if (run.folder / "lock").exists():
+                with run.locked(wait=False):
+                    pass
     return finished
 
 

@@ -12,6 +12,7 @@ import torch
 from depthlab.config import RunConfig, SweepConfig, flat
 from depthlab.runs.engines import count_of, engine_of
 from depthlab.runs.progress import tell
+from depthlab.runs.run import is_finished
 from depthlab.runs.store import Run, StoreError, runs_root
 
 
@@ -87,7 +88,7 @@ def cost(configs: Iterable[RunConfig]) -> dict[str, Any]:
 def _is_finished(config: RunConfig) -> bool:
     """A run whose directory is damaged is not: asked for, it fails with the reason, and the others go on."""
     try:
-        return Run.of(config).status().finished
+        return is_finished(Run.of(config))
     except StoreError:
         return False
 

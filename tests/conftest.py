@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 import torch
 from hypothesis import settings
@@ -9,6 +11,9 @@ from hypothesis import settings
 torch.set_num_threads(1)  # more are far slower on small tensors, and pytest -n runs a process on every core
 settings.register_profile("depthlab", derandomize=True, deadline=None)
 settings.load_profile("depthlab")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as shells start what is put into the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -67,7 +67,7 @@ def popular(pixels: np.ndarray[Any, np.dtype[np.uint8]], workers: int) -> Iterat
 
 def ours(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> Iterator[tuple[Tensor, Tensor]]:
     """depthlab's batches without end."""
-    images = Images(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), torch.arange(IMAGES) % 10)
+    images = Images(torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.arange(IMAGES) % 10)
     config = DataConfig(name="cifar10", crop_padding=4, flip=True)
     batches = Batches(images, config, batch_size=BATCH, seed=0, mean=torch.tensor(MEAN), std=torch.tensor(STD))
     step = 0

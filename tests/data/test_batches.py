@@ -54,7 +54,7 @@ def test_an_epoch_holds_each_image_at_most_once_and_drops_the_incomplete_batch()
 def test_seeds_differ_in_order_and_augmentation():
     images = numbered(20)
     assert not torch.equal(stream(images, seed=1)[0][1], stream(images, seed=2)[0][1])
-    one, two = (Images(images.images[:1].expand(20, 1, 8, 8), images.labels) for _ in range(2))
+    one, two = (Images(images.pool[:1].expand(20, 1, 8, 8), images.labels) for _ in range(2))
     assert not torch.equal(stream(one, seed=1)[0][0], stream(two, seed=2)[0][0])
     assert not torch.equal(stream(one, seed=1)[0][0], stream(one, seed=1)[1][0])
 
@@ -62,7 +62,7 @@ def test_seeds_differ_in_order_and_augmentation():
 def test_without_augmentation_inputs_are_the_normalized_images():
     images = numbered(20)
     inputs, labels = stream(images, DataConfig())[7]
-    assert torch.equal(inputs, normalize(images.images[labels], MEAN, STD))
+    assert torch.equal(inputs, normalize(images.pool[labels], MEAN, STD))
 
 
 def test_shifts_and_flips_are_uniform_over_all_of_them():
@@ -135,14 +135,14 @@ def test_evaluation_goes_through_every_image_in_order():
     parts = list(evaluation_batches(images, batch_size=8, mean=MEAN, std=STD))
     assert [len(labels) for _, labels in parts] == [8, 8, 6]
     assert torch.equal(torch.cat([labels for _, labels in parts]), torch.arange(22))
-    assert torch.equal(torch.cat([inputs for inputs, _ in parts]), normalize(images.images, MEAN, STD))
+    assert torch.equal(torch.cat([inputs for inputs, _ in parts]), normalize(images.pool, MEAN, STD))
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_sees_the_same_bits():
     images = numbered(64)
-    there = Images(images.images.cuda(), images.labels.cuda())
+    there = Images(images.pool.cuda(), images.labels.cuda())
     on_gpu = Batches(there, AUGMENTED, batch_size=16, seed=0, mean=MEAN.cuda(), std=STD.cuda())
     for step in (0, 5, 6):
         inputs, labels = on_gpu[step]

@@ -28,6 +28,13 @@ def contents(file: Path) -> dict[str, np.ndarray]:
         return dict(arrays)
 
 
+def replace(file: Path, content: bytes) -> None:
+    """Another file under the same name: what was mapped of the old one stays as it was."""
+    new = file.with_suffix(".new")
+    new.write_bytes(content)
+    new.replace(file)
+
+
 def refusal(file: Path) -> str:
     with pytest.raises(DataError) as caught:
         read_prepared(file, "mnist")
@@ -52,7 +59,7 @@ def test_what_is_written_is_read(name, root, make_prepared):
 def test_load_takes_a_prepared_file_and_leaves_it_and_its_folder_alone(file, root, make_prepared):
     before = file.read_bytes()
     splits = load(DataConfig(name="mnist"), torch.device("cpu"))
-    assert np.array_equal(splits.test.images[:, 0].numpy(), make_prepared("mnist").test_images)
+    assert np.array_equal(splits.test[:][0][:, 0].numpy(), make_prepared("mnist").test_images)
     assert file.read_bytes() == before
     assert list(root.iterdir()) == [file]
 
@@ -61,9 +68,8 @@ def test_channels_come_first_and_keep_their_pixels(root, make_prepared):
     prepared = make_prepared("cifar10")
     write_prepared(root / "cifar10.npz", prepared)
     splits = load(DataConfig(name="cifar10"), torch.device("cpu"))
-    assert splits.test.images.is_contiguous()
     for channel in range(3):
-        assert np.array_equal(splits.test.images[:, channel].numpy(), prepared.test_images[..., channel])
+        assert np.array_equal(splits.test[:][0][:, channel].numpy(), prepared.test_images[..., channel])
 
 
 @pytest.mark.parametrize("kind", ["int8", "uint8", "int32", "uint64", ">i2"])
@@ -133,13 +139,13 @@ def test_a_flipped_bit_is_refused_or_changes_nothing(file, position, bit):
     before = read_prepared(file, "mnist")
     damaged = bytearray(whole)
     damaged[int(position * len(damaged))] ^= 1 << bit
-    file.write_bytes(damaged)
+    replace(file, damaged)
     try:
         read = read_prepared(file, "mnist")
     except DataError:
         return
     finally:
-        file.write_bytes(whole)
+        replace(file, whole)
     assert all(np.array_equal(getattr(read, key), getattr(before, key)) for key in KEYS)
 
 

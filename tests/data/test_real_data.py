@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from depthlab.config import DATASETS, DataConfig
-from depthlab.data import load
+from depthlab.data import Images, load
 from depthlab.data.download import SOURCES, prepared_file
 from depthlab.data.prepared import read_prepared
 from depthlab.data.splits import channel_statistics
@@ -37,7 +37,8 @@ def check(path: Path, name: str) -> None:
     assert np.bincount(prepared.test_labels).tolist() == test_counts
     images = torch.from_numpy(prepared.train_images)
     channels_first = images.permute(0, 3, 1, 2) if images.ndim == 4 else images[:, None]
-    for actual, expected in zip(channel_statistics(channels_first, name), STATISTICS[name], strict=True):
+    found = channel_statistics(Images(channels_first, torch.zeros(len(images)).long()), name)
+    for actual, expected in zip(found, STATISTICS[name], strict=True):
         torch.testing.assert_close(actual, torch.tensor(expected), rtol=0, atol=6e-5)  # four digits are quoted
 
 
@@ -53,7 +54,7 @@ def test_prepared_file(name):
     splits = load(DataConfig(name=name), torch.device("cpu"))
     facts = DATASETS[name]
     assert (len(splits.train), len(splits.validation)) == (facts.train * 9 // 10, facts.train // 10)
-    assert splits.test.images.shape == (facts.test, facts.channels, facts.size, facts.size)
+    assert splits.test.pool.shape == (facts.test, facts.channels, facts.size, facts.size)
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])

@@ -109,7 +109,7 @@ def test_inactive_units_are_those_of_the_evaluated_weights(tiny: RunConfig) -> N
     few = changed(named, "data", validation_fraction=0.003)  # three images, on which many a unit is inactive
     trial = Trial(changed(few, "train", eval_every=6), CPU)
     table = trial.run()["readings"]
-    images, mean, std = trial.splits.validation.images, trial.splits.mean, trial.splits.std
+    (images, _), mean, std = trial.splits.validation[:], trial.splits.mean, trial.splits.std
     inputs = (images / 255 - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
     with torch.no_grad():
         preactivations = trial.layers[0][1](inputs.flatten(1))

@@ -15,10 +15,11 @@ def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Images of mean 0 and standard deviation 1 in each channel: (x / 255 - mean) / std, float32 (b, c, h, w).
 
     images: uint8 (b, c, h, w); mean and std: float32 (c,), of pixels in 0..1. It is computed as one product and one
-    sum, each correctly rounded, so that CPU and GPU give the same bits.
+    sum, each correctly rounded, so that CPU and GPU give the same bits. The result is contiguous, channels first,
+    however the images lie in memory.
     """
     scale = 1 / (255 * std)
-    return images.to(torch.float32).mul_(scale[:, None, None]).add_((-mean / std)[:, None, None])
+    return images.contiguous().to(torch.float32).mul_(scale[:, None, None]).add_((-mean / std)[:, None, None])
 
 
 def shift_and_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, padding: int) -> Tensor:

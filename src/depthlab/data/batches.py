@@ -41,12 +41,12 @@ class Batches:
         if epoch != self._epoch:
             self._epoch, self._order = epoch, self._draw_order(epoch)
         chosen = self._order[batch * self.batch_size : (batch + 1) * self.batch_size]
-        images = self._images.images.index_select(0, chosen)
-        return self._augment(images, step), self._images.labels.index_select(0, chosen)
+        images, labels = self._images[chosen]
+        return self._augment(images, step), labels
 
     def _draw_order(self, epoch: int) -> Tensor:
         order = torch.randperm(len(self._images), generator=_stream(self._seed, f"order/{epoch}"))
-        return order.to(self._images.images.device)
+        return order.to(self._images.pool.device)
 
     def _augment(self, images: Tensor, step: int) -> Tensor:
         config = self._config
@@ -77,8 +77,8 @@ def evaluation_batches(
     inputs: float32 (b, c, h, w); labels: int64 (b,). The last batch holds what is left.
     """
     for start in range(0, len(images), batch_size):
-        part = slice(start, start + batch_size)
-        yield normalize(images.images[part], mean, std), images.labels[part]
+        pixels, labels = images[start : start + batch_size]
+        yield normalize(pixels, mean, std), labels
 
 
 def _stream(seed: int, name: str) -> torch.Generator:

@@ -6,13 +6,14 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import platformdirs
 from numpy.typing import NDArray
 
 from depthlab.config import DATASETS, DatasetFacts
+from depthlab.data.mapped import map_pixels
 
 KEYS = ("train_images", "train_labels", "test_images", "test_labels", "classes")
 
@@ -44,13 +45,14 @@ def data_root() -> Path:
 def read_prepared(path: Path, name: str) -> Prepared:
     """The data set of that name, from its file.
 
-    DataError if the file cannot be read, is damaged, or does not hold this data set. Nothing in it is executed:
-    arrays of objects, which numpy stores as pickles, are refused.
+    Images are mapped and not copied where the file stores them uncompressed: see `depthlab.data.mapped` for what must
+    not be done to the file meanwhile. DataError if the file cannot be read, is damaged, or does not hold this data set.
+    Nothing in it is executed: arrays of objects, which numpy stores as pickles, are refused.
     """
     try:
         # Opened here, as numpy leaves a damaged file open.
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in KEYS}
+            arrays = {key: _array(key, stream, file) for key in KEYS}
     except OSError as error:
         reason = error.strerror or error
         raise DataError(f"{path} cannot be read: {reason}; make it a file that this account may read") from None
@@ -87,6 +89,12 @@ def find_faults(arrays: Mapping[str, NDArray[Any]], facts: DatasetFacts) -> Iter
     classes = arrays["classes"]
     if classes.dtype.kind != "U" or classes.shape != (facts.classes,):
         yield f"classes are {classes.dtype} of shape {classes.shape}, not {facts.classes} words"
+
+
+def _array(key: str, stream: BinaryIO, file: np.lib.npyio.NpzFile) -> NDArray[Any]:
+    assert file.zip is not None
+    mapped = map_pixels(stream, file.zip.getinfo(f"{key}.npy")) if key.endswith("_images") else None
+    return file[key] if mapped is None else mapped
 
 
 def _refused(path: Path, name: str, fault: str) -> DataError:

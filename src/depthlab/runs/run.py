@@ -150,7 +150,7 @@ class Trial:
         self.config = config
         self.progress = progress
         self.splits = load_splits(config.data, device)
-        shape = self.splits.train.images.shape
+        shape = self.splits.train.pool.shape
         self.model = nets.build(
             config.model, channels=shape[1], size=shape[2], classes=len(self.splits.classes), seed=config.seed
         ).to(device)
@@ -299,10 +299,7 @@ class Trial:
         """Reads the test set, once: with the last weights and with those that validation chose."""
         assert self.chosen is not None
         assert self.validation_error is not None
-        part = data.Images(
-            self.splits.train.images[: len(self.splits.validation.labels)],
-            self.splits.train.labels[: len(self.splits.validation.labels)],
-        )
+        part = self.splits.train.first(len(self.splits.validation))
         last, training = self.evaluate(self.splits.test), self.evaluate(part)
         chosen = last
         if self.chosen.step != done:

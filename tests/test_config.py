@@ -78,6 +78,7 @@ DEFAULTS = {
     "train.eval_every": 100,
     "train.early_stopping": None,
     "train.precision": "float32",
+    "train.activation_checkpointing": False,
     "probes.every": 100,
     "probes.names": [
         "grad_norm",
@@ -155,6 +156,7 @@ OTHERS: dict[str, list[Any]] = {
     "train.eval_every": [100, 50],
     "train.early_stopping": [None, 3],
     "train.precision": list(module.PRECISIONS),
+    "train.activation_checkpointing": [False, True],
     "probes.every": [100, 0],
     "probes.names": [list(READ_BY_DEFAULT), list(PROBES), ["grad_norm"], []],
     "seed": [0, 1, 2**40],

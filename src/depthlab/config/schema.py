@@ -220,6 +220,7 @@ class TrainConfig:
     eval_every: int = number(100, "steps between evaluations on the validation split", low=1)
     early_stopping: int | None = number(None, "stop after this many evaluations without a better one", low=1)
     precision: str = choice("float32", PRECISIONS, "arithmetic of the forward and backward pass")
+    activation_checkpointing: bool = flag(False, "compute activations again in the backward pass, to save memory")
 
     def __post_init__(self) -> None:
         check_fields(self, "train")

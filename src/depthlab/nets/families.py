@@ -11,6 +11,7 @@ from depthlab.config import ModelConfig, stream_seed
 from depthlab.nets.blocks import BLOCKS, plain
 from depthlab.nets.initialization import initialize
 from depthlab.nets.layers import Hop, Parts, chain
+from depthlab.nets.recomputation import apply_in_segments
 
 
 class Net(nn.Module):
@@ -25,9 +26,14 @@ class Net(nn.Module):
         super().__init__()
         self.stem, self.blocks, self.head = stem, blocks, head
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits (b, classes) of images (b, channels, size, size)."""
-        logits: Tensor = self.head(self.blocks(self.stem(images)))
+    def forward(self, images: Tensor, *, activation_checkpointing: bool = False) -> Tensor:
+        """Logits (b, classes) of images (b, channels, size, size).
+
+        activation_checkpointing: whether a backward pass is to compute activations again that would take much memory.
+        """
+        x = self.stem(images)
+        x = apply_in_segments(self.blocks, x) if activation_checkpointing else self.blocks(x)
+        logits: Tensor = self.head(x)
         return logits
 
 

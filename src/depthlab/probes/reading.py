@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from depthlab.config import PROBES, suggest
 from depthlab.probes import statistics
+from depthlab.probes.trace import in_backward
 
 ACTIVATION_PROBES = ("activation_mean", "activation_std", "activation_sparsity", "saturation", "dead_fraction")
 
@@ -52,7 +53,8 @@ class Reading:
     `backward_norm` is the norm of dL/dz, the gradient with respect to a weight layer's own output, over the whole
     batch; for a loss that is a mean over the batch it carries the mean's 1/N. Activation statistics are of the output
     of the activation module that runs next after the layer (saturation: of its input); a layer that none follows,
-    such as the head, has the mean and standard deviation of its own output, and no sparsity.
+    such as the head, has the mean and standard deviation of its own output, and no sparsity. What activation
+    checkpointing computes again during the backward pass is not read a second time.
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[tuple[str, nn.Module]], probes: Sequence[str]) -> None:
@@ -112,8 +114,9 @@ class Reading:
 
     def _after_layer(self, position: int) -> Callable[[nn.Module, Any, Tensor], None]:
         def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-            self._current = position
-            self._read_spread(output.detach())
+            if not in_backward():
+                self._current = position
+                self._read_spread(output.detach())
             if "backward_norm" in self._probes and output.requires_grad:
                 # on the tensor, not the module: a module's backward hook breaks in-place operations that follow
                 output.register_hook(  # type: ignore[no-untyped-call]
@@ -123,7 +126,7 @@ class Reading:
         return hook
 
     def _after_activation(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if self._current is None:
+        if self._current is None or in_backward():
             return
         self._read_spread(output.detach())
         if "activation_sparsity" in self._probes:

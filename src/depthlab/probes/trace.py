@@ -159,7 +159,7 @@ class Trace:
         if self._root is None:
             is_shown = Trace._alone is None or Trace._alone is self
             if torch.is_grad_enabled() and not cannot_be_seen and is_shown:
-                if not _in_backward():
+                if not in_backward():
                     self._pass = self._observer.begin()
                 self._root, self._depth, self._thread = module, 1, threading.get_ident()
                 self._mode.__enter__()  # type: ignore[no-untyped-call]
@@ -186,7 +186,7 @@ class Trace:
 
     def _watch_for_backward(self, output: Any) -> None:
         """Tells a pass that is trained from one whose outputs come to no loss: an evaluation, a skipped batch."""
-        if _in_backward():
+        if in_backward():
             return
         forward = self._pass
         given = [tensor for tensor in _tensors((output,)) if tensor.requires_grad]
@@ -243,7 +243,7 @@ class Trace:
     def _show(self, name: str, apply: Callable[[], Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         tensors = _tensors((*args, *kwargs.values()) if kwargs else args)
         kind = ACTIVATIONS.get(name)
-        if kind and self._last is not None and tensors and not _in_backward():
+        if kind and self._last is not None and tensors and not in_backward():
             weight, self._last = self._last, None  # only the first activation after a layer is its own
             return self._observer.activation(weight, kind, tensors[0].detach(), apply)
         result = apply()
@@ -294,7 +294,7 @@ class Trace:
             _whole(output).register_hook(  # type: ignore[no-untyped-call]
                 lambda gradient: self._gradient(forward, weight, gradient)
             )
-        if not _in_backward():
+        if not in_backward():
             self._last = weight
             self._observer.output(weight, output.detach(), channels=channels, inner=used[:-1])
 
@@ -340,6 +340,6 @@ def _channels(name: str) -> int:
     return -1 - int(name[-2]) if name.startswith("conv") else -1
 
 
-def _in_backward() -> bool:
+def in_backward() -> bool:
     """Whether a backward pass is running: then a forward pass is one that checkpointing repeats."""
     return torch._C._current_graph_task_id() != -1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +53,7 @@ def train(
 ) -> Iterator[Update]:
     """Trains a model in place, one update an item, from update `start` on.
 
+    model: one of `depthlab.nets`, if the configuration asks for activation checkpointing; else any.
     optimizer: that of the updates before `start`; a new one, without momentum, if there is none.
 
     Everything random in an update is a function of (seed, step): the batch and its augmentation, and dropout and noise,
@@ -60,6 +62,7 @@ def train(
     optimizer = optimizer or build_optimizer(model, config)
     weights = [layer.get_parameter("weight") for _, layer in layers]
     is_random = any(isinstance(module, (nn.Dropout, NormNoise)) for module in model.modules())
+    forward = partial(model, activation_checkpointing=True) if config.activation_checkpointing else model
     model.train()
     for step in range(start, config.steps):
         for group in optimizer.param_groups:
@@ -69,7 +72,7 @@ def train(
         inputs, labels = batches[step]
         with Reading(model, layers, probes.names) if is_read(step, config, probes) else nullcontext() as reading:
             with forward_precision(config, inputs.device):
-                logits = model(inputs)
+                logits = forward(inputs)
             logits = logits.float()
             loss = criterion(logits, labels, config)
             loss.backward()  # type: ignore[no-untyped-call]

@@ -1,7 +1,8 @@
-"""Time and memory of a training step against depth, each depth in a process of its own, with the fitted exponents.
+"""Time and memory of a training step against depth, with and without activation checkpointing, and how they grow.
 
-An exponent of 1 is linear growth. Memory is the highest resident size of the process less that of one which has built
-a net of two layers.
+Each net is in a process of its own, 10,000 layers deep the deepest. An exponent of 1 is linear growth. Two memories are
+told, both less those of a net of four layers: the highest resident size of the process; and by how much it rises in the
+training steps, when weights, gradients and momentum are already there: activations, and gaps between them.
 """
 
 from __future__ import annotations
@@ -34,12 +35,13 @@ FAMILIES = {
         32,
     ),
 }
-DEPTHS = (10, 30, 100, 300, 1000)
+DEPTHS = (10, 30, 100, 300, 1000, 3000, 10_000)
+DEEP = 100  # layers from which on the growth is fitted
 SIZE = 8  # pixels of the images
 
 
-def step_of(family: str, depth: int, steps: int) -> dict[str, float]:
-    """Median seconds of a step, and the highest resident size so far in MiB; in this process."""
+def step_of(family: str, depth: int, steps: int, checkpointing: bool) -> dict[str, float]:
+    """Median seconds of a step, the highest resident size so far and its rise in the steps in MiB; in this process."""
     prepare_process(1)
     config, batch = FAMILIES[family]
     config = ModelConfig(**{**vars(config), "depth": depth})
@@ -49,22 +51,36 @@ def step_of(family: str, depth: int, steps: int) -> dict[str, float]:
     optimizer = build_optimizer(model, TrainConfig(lr=1e-4))
     random = torch.Generator().manual_seed(0)
     images, labels = torch.randn(batch, 1, SIZE, SIZE, generator=random), torch.randint(10, (batch,), generator=random)
+    gradients = nets.allocate_gradients(model)
+    optimizer.step()
+    before = highest_mebibytes()
+    if not checkpointing:
+        del gradients
+        optimizer.zero_grad(set_to_none=True)
     times = []
     for _ in range(steps):
         begin = time.perf_counter()
-        F.cross_entropy(model(images), labels).backward()  # type: ignore[no-untyped-call]
+        logits = model(images, activation_checkpointing=checkpointing)
+        F.cross_entropy(logits, labels).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        if checkpointing:
+            gradients.fill_(-0.0)
+        else:
+            optimizer.zero_grad(set_to_none=True)
         times.append(time.perf_counter() - begin)
-    return {
-        "seconds": statistics.median(times[1:] or times),
-        "mebibytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-    }
+    highest = highest_mebibytes()
+    return {"seconds": statistics.median(times[1:] or times), "mebibytes": highest, "rise": highest - before}
 
 
-def measured(family: str, depth: int, steps: int) -> dict[str, float]:
+def highest_mebibytes() -> float:
+    """The highest resident size of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def measured(family: str, depth: int, steps: int, checkpointing: bool) -> dict[str, float]:
     """The same in a process of its own."""
     command = [sys.executable, __file__, "--family", family, "--depth", str(depth), "--steps", str(steps)]
+    command += ["--checkpointing"] if checkpointing else []
     found: dict[str, float] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     return found
 
@@ -76,23 +92,45 @@ def exponent(depths: list[int], values: list[float]) -> float:
 
 def section(family: str, options: argparse.Namespace, progress: tqdm[None]) -> str:
     """Markdown: a row for each depth, then the exponents."""
-    least = measured(family, 4, 2)["mebibytes"]
-    found = {}
+    least = measured(family, 4, 2, False)
+    found: list[tuple[dict[str, float], dict[str, float]]] = []
     for depth in options.depths:
-        found[depth] = measured(family, depth, options.steps)
+        without, with_ = (measured(family, depth, options.steps, checkpointing) for checkpointing in (False, True))
+        for each in (without, with_):
+            each["mebibytes"] = max(each["mebibytes"] - least["mebibytes"], 0.1)
+            each["rise"] = max(each["rise"] - least["rise"], 0.1)
+        found.append((without, with_))
         progress.update()
+    heads = ["layers", *["ms a step", "MiB", "of activations"] * 2, "time over without"]
     rows = [
-        [str(depth), f"{1e3 * each['seconds']:.3g}", f"{max(each['mebibytes'] - least, 0):.3g}"]
-        for depth, each in found.items()
+        [str(depth), *cells(without), *cells(with_), f"{with_['seconds'] / without['seconds']:.2f}"]
+        for depth, (without, with_) in zip(options.depths, found, strict=True)
     ]
-    deep = [depth for depth in found if depth >= 100]
-    slopes = [
-        exponent(deep, [found[depth]["seconds"] for depth in deep]),
-        exponent(deep, [found[depth]["mebibytes"] - least for depth in deep]),
+    words = [
+        growth(options.depths, list(each), kind)
+        for each, kind in zip(zip(*found, strict=True), ("Without", "With"), strict=True)
     ]
-    table = pipe_table(["layers", "ms a step", "MiB"], rows, ["right"] * 3)
-    words = f"From 100 layers on time grows as depth^{slopes[0]:.2f}, memory as depth^{slopes[1]:.2f}."
-    return f"## {family}\n\n{table}\n{words}\n"
+    return f"## {family}\n\n{pipe_table(heads, rows, ['right'] * len(heads))}\n{chr(10).join(words)}\n"
+
+
+def cells(step: dict[str, float]) -> list[str]:
+    """Of the table."""
+    return [f"{1e3 * step['seconds']:.3g}", f"{step['mebibytes']:.3g}", f"{step['rise']:.3g}"]
+
+
+def growth(depths: list[int], steps: list[dict[str, float]], kind: str) -> str:
+    """A sentence with the exponents."""
+    deep = [(depth, step) for depth, step in zip(depths, steps, strict=True) if depth >= DEEP]
+    if len(deep) < 2:
+        return ""
+    time_, memory, rise = (
+        exponent([depth for depth, _ in deep], [step[name] for _, step in deep])
+        for name in ("seconds", "mebibytes", "rise")
+    )
+    return (
+        f"{kind} activation checkpointing, from {DEEP} layers on: time grows as depth^{time_:.2f}, memory as "
+        f"depth^{memory:.2f}, that of activations as depth^{rise:.2f}."
+    )
 
 
 def main() -> None:
@@ -103,17 +141,19 @@ def main() -> None:
     parser.add_argument("--output", nargs="?", type=Path, const=RESULT, help="also write it (default: results/ here)")
     parser.add_argument("--family", choices=FAMILIES, help="only this one, at --depth; prints JSON")
     parser.add_argument("--depth", type=int)
+    parser.add_argument("--checkpointing", action="store_true", help="with activation checkpointing")
     options = parser.parse_args()
     if options.family is not None:
-        print(json.dumps(step_of(options.family, options.depth, options.steps)))
+        print(json.dumps(step_of(options.family, options.depth, options.steps, options.checkpointing)))
         return
     with tqdm(total=len(FAMILIES) * len(options.depths)) as progress:
         sections = [section(family, options, progress) for family in FAMILIES]
     page = f"""# Depth
 
 {circumstances()}
-One thread; median of {options.steps - 1} training steps with a fused optimiser; memory above that of the same process
-with a net of 4 layers.
+One thread; median of {options.steps - 1} training steps with a fused optimiser, first without activation checkpointing,
+then with it. MiB: memory above that of the same process with a net of 4 layers; of activations: what of it came in the
+training steps, when weights, gradients and momentum were already there.
 
 {chr(10).join(sections)}"""
     print(page)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from depthlab.config import NORMS, SKIPS, ModelConfig, ProbesConfig, TrainConfig
 from depthlab.data import Batches
-from depthlab.nets import Net, build, weight_layers
+from depthlab.nets import Net, allocate_gradients, build, weight_layers
 from depthlab.probes import Row
 from depthlab.training import build_optimizer, train
 
@@ -149,3 +149,35 @@ def test_running_statistics_are_those_of_the_forward_pass() -> None:
             assert torch.equal(buffer, expected), f"{name} {when}"
         if when == "after the forward pass":
             logits.sum().backward()
+
+
+def test_gradients_lie_in_one_piece_and_begin_each_step_at_minus_zero(batches: BatchesMaker) -> None:
+    model = net(family="cnn", norm="batch").to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    settings = TrainConfig(steps=2, batch_size=16, activation_checkpointing=True)
+    assert allocate_gradients(model).signbit().all()
+    for _ in train(model, weight_layers(model), batches(), settings, ProbesConfig(), seed=0):
+        gradients = [weight.grad for weight in model.parameters()]
+        assert len({gradient.untyped_storage().data_ptr() for gradient in gradients}) == 1
+        for weight, gradient in zip(model.parameters(), gradients, strict=True):
+            assert gradient.stride() == weight.stride()
+            assert (gradient == 0).all()
+            assert gradient.signbit().all()
+
+
+@pytest.mark.slow
+def test_a_plain_cnn_of_10000_layers_takes_training_steps(batches: BatchesMaker) -> None:
+    """Delta-orthogonal on the edge of chaos (Xiao et al. 2018): the gradient is there from the first layer on."""
+    model = net(family="cnn", depth=10_000, width=16, stages=1, activation="tanh", init="delta_orthogonal", bias=False)
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    settings = TrainConfig(steps=2, batch_size=16, lr=1e-4, activation_checkpointing=True)
+    probes = ProbesConfig(every=1, names=("backward_norm", "update_ratio"))
+    layers = weight_layers(model)
+    first, second = train(model, layers[::1000], batches(), settings, probes, seed=0)
+    assert len(layers) == 10_000
+    for update in (first, second):
+        assert len(update.rows) == 20
+        assert update.loss.isfinite()
+        norms = [row.value for row in update.rows if row.probe == "backward_norm"]
+        assert max(norms) < 10 * min(norms)
+        assert all(row.value > 0 for row in update.rows)
+    assert second.loss != first.loss

@@ -3,5 +3,15 @@
 from depthlab.nets.families import Net, build
 from depthlab.nets.initialization import critical_gain, rescale, scales
 from depthlab.nets.layers import NormNoise, weight_layers
+from depthlab.nets.recomputation import allocate_gradients
 
-__all__ = ["Net", "NormNoise", "build", "critical_gain", "rescale", "scales", "weight_layers"]
+__all__ = [
+    "Net",
+    "NormNoise",
+    "allocate_gradients",
+    "build",
+    "critical_gain",
+    "rescale",
+    "scales",
+    "weight_layers",
+]

@@ -34,3 +34,19 @@ def _apply(segment: nn.Module, x: Tensor) -> Tensor:
     """segment(x); with gradients on, which is the second time, what it does to its buffers is done to copies."""
     buffers = {name: buffer.clone() for name, buffer in segment.named_buffers()} if torch.is_grad_enabled() else {}
     return cast("Tensor", functional_call(segment, buffers, x) if buffers else segment(x))
+
+
+def allocate_gradients(model: nn.Module) -> Tensor:
+    """Makes the gradients of all weights parts of one tensor, (weights in all,), which is returned, full of -0.
+
+    The backward pass adds to them, and -0 + g is g to the bit, where 0 + g would turn a g of -0 into 0: fill it with -0
+    again before the next one. A gradient that is allocated between activations parts the room that they leave, and
+    the system's allocator does not find all of it again: of 512 examples in 1,000 layers it kept 200 MiB.
+    """
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    whole = weights[0].new_full((sum(weight.numel() for weight in weights),), -0.0, requires_grad=False)
+    start = 0
+    for weight in weights:
+        weight.grad = whole.as_strided(weight.shape, weight.stride(), start)
+        start += weight.numel()
+    return whole

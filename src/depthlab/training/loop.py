@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from depthlab.config import ProbesConfig, TrainConfig, stream_seed
 from depthlab.data import Batches
-from depthlab.nets import NormNoise
+from depthlab.nets import NormNoise, allocate_gradients
 from depthlab.probes import Reading, Row
 from depthlab.training.optimizers import build_optimizer, learning_rate
 
@@ -63,6 +63,7 @@ def train(
     weights = [layer.get_parameter("weight") for _, layer in layers]
     is_random = any(isinstance(module, (nn.Dropout, NormNoise)) for module in model.modules())
     forward = partial(model, activation_checkpointing=True) if config.activation_checkpointing else model
+    gradients = allocate_gradients(model) if config.activation_checkpointing else None
     model.train()
     for step in range(start, config.steps):
         for group in optimizer.param_groups:
@@ -83,7 +84,10 @@ def train(
         if config.clip_norm is not None:
             nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        if gradients is None:
+            optimizer.zero_grad(set_to_none=True)
+        else:
+            gradients.fill_(-0.0)
         with torch.no_grad():
             error = (logits.argmax(dim=1) != labels).float().mean()
         yield Update(step, loss.detach(), error, reading.rows() if reading else ())

@@ -5,6 +5,7 @@ EXPERIMENTS := $(sort $(basename $(notdir $(wildcard configs/experiment/*.yaml))
 .PHONY: help test test-slow test-cluster check lint types format reproduce results report benchmark torture clean $(EXPERIMENTS)
 
 SCALE ?= laptop
+BENCHMARK ?= instrument
 ARGS =
 ifeq ($(origin PYTHON),undefined)
 # looked for when .venv is made, and then once only
@@ -66,8 +67,8 @@ results: $(INSTALLED) ## draws all figures, tables and claims again from their s
 report: $(INSTALLED) ## one HTML page of all figures, tables and claims, in the results; the README's claims with it
 	$(RUN) depthlab report --claims README.md $(ARGS)
 
-benchmark: $(INSTALLED) ## what watching a training costs; into benchmarks/results; ARGS="--rounds 3" are its options
-	OMP_NUM_THREADS=1 $(VENV)/bin/python benchmarks/instrument.py --output $(ARGS)
+benchmark: $(INSTALLED) ## what watching costs, or BENCHMARK=step|data|sweep|depth|limit; ARGS="--rounds 3" are its options
+	OMP_NUM_THREADS=1 $(VENV)/bin/python benchmarks/$(BENCHMARK).py --output $(ARGS)
 
 torture: $(INSTALLED) ## kills a sweep 100 times and compares its readings with an undisturbed one's; ARGS="--kills 20 --seed 1"
 	OMP_NUM_THREADS=1 $(VENV)/bin/python tests/torture/harness.py $(ARGS)

@@ -25,6 +25,7 @@ class Net(nn.Module):
     def __init__(self, stem: nn.Sequential, blocks: nn.Sequential, head: nn.Sequential) -> None:
         super().__init__()
         self.stem, self.blocks, self.head = stem, blocks, head
+        self._have_buffers = next(blocks.buffers(), None) is not None
 
     def forward(self, images: Tensor, *, activation_checkpointing: bool = False) -> Tensor:
         """Logits (b, classes) of images (b, channels, size, size).
@@ -32,7 +33,10 @@ class Net(nn.Module):
         activation_checkpointing: whether a backward pass is to compute activations again that would take much memory.
         """
         x = self.stem(images)
-        x = apply_in_segments(self.blocks, x) if activation_checkpointing else self.blocks(x)
+        if activation_checkpointing:
+            x = apply_in_segments(self.blocks, x, have_buffers=self._have_buffers)
+        else:
+            x = self.blocks(x)
         logits: Tensor = self.head(x)
         return logits
 

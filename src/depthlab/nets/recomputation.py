@@ -12,28 +12,36 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 
-def apply_in_segments(blocks: nn.Sequential, x: Tensor) -> Tensor:
+def apply_in_segments(blocks: nn.Sequential, x: Tensor, *, have_buffers: bool) -> Tensor:
     """blocks(x), to the bit, in the memory of about 2 sqrt(L) of its L blocks and for one more forward pass.
 
     Only what enters a segment of sqrt(L) blocks is kept; the backward pass computes the rest again, one segment at a
     time, from the last one, whose activations are still there (Chen et al. 2016, section 4.2). Random masks are
     drawn the same again, and buffers such as the running statistics of batch norm are updated once. Hooks of modules
     run a second time, while the backward pass runs.
+
+    have_buffers: whether any block has; looking for them in a thousand blocks takes a hundredth of a training step.
     """
     if not x.requires_grad:  # nothing before x is trained, and then torch would not train what comes after it either
         return cast("Tensor", blocks(x))
     size = math.isqrt(max(len(blocks) - 1, 0)) + 1
-    segments = [blocks[start : start + size] for start in range(0, len(blocks), size)]
+    modules = list(blocks)
+    segments = [modules[start : start + size] for start in range(0, len(modules), size)]
     for segment in segments[:-1]:
         # The other variant hooks every tensor that an operation saves: half as slow again on thin layers.
-        x = cast("Tensor", checkpoint(partial(_apply, segment), x, use_reentrant=True))
-    return cast("Tensor", segments[-1](x)) if segments else x
+        x = cast("Tensor", checkpoint(partial(_apply, segment, have_buffers), x, use_reentrant=True))
+    return _apply(segments[-1], False, x) if segments else x
 
 
-def _apply(segment: nn.Module, x: Tensor) -> Tensor:
-    """segment(x); with gradients on, which is the second time, what it does to its buffers is done to copies."""
-    buffers = {name: buffer.clone() for name, buffer in segment.named_buffers()} if torch.is_grad_enabled() else {}
-    return cast("Tensor", functional_call(segment, buffers, x) if buffers else segment(x))
+def _apply(segment: list[nn.Module], have_buffers: bool, x: Tensor) -> Tensor:
+    """What a segment makes of x; with gradients on, the second time, what it does to its buffers is done to copies."""
+    if have_buffers and torch.is_grad_enabled():
+        whole = nn.Sequential(*segment)
+        copies = {name: buffer.clone() for name, buffer in whole.named_buffers()}
+        return cast("Tensor", functional_call(whole, copies, x))
+    for block in segment:
+        x = block(x)
+    return x
 
 
 def allocate_gradients(model: nn.Module) -> Tensor:

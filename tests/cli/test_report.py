@@ -14,7 +14,7 @@ import pytest
 
 from depthlab import figures
 from depthlab.cli import experiments
-from depthlab.cli.report import drawn
+from depthlab.cli.report import drawn, evidence
 
 RESULTS = Path(__file__).parents[2] / "results"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -88,7 +88,9 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "results"
 
 
-def test_the_command_writes_page_and_claims(depthlab: Callable[..., Any], results: Path, tmp_path: Path) -> None:
+def test_the_command_writes_page_and_claims(
+    depthlab: Callable[..., Any], results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     readme = tmp_path / "README.md"
     readme.write_text("# A title\n<!-- claims -->\nold\n<!-- /claims -->\nthe end\n")
     answer = depthlab("report", "--claims", str(readme))
@@ -97,7 +99,11 @@ def test_the_command_writes_page_and_claims(depthlab: Callable[..., Any], result
     assert "<title>depthlab" in (results / "report.html").read_text()
     table = figures.claims_table(drawn(results))
     assert readme.read_text() == f"# A title\n<!-- claims -->\n\n{table}\n<!-- /claims -->\nthe end\n"
-    assert depthlab("report", "--claims", str(readme)).status == 0
+    shutil.copytree(results / "degradation", results / "quickstart", dirs_exist_ok=True)  # as if it were drawn
+    monkeypatch.setattr(experiments, "script", lambda name, script=experiments.script: script("degradation"))
+    answer = depthlab("report", "--claims", str(readme))
+    assert answer.out.startswith(f"wrote {results / 'report.html'}: 2 figures, 12 claims")
+    assert readme.read_text().count("`quickstart`") == 0
     assert readme.read_text().count("| figure") == 1
 
 
@@ -113,7 +119,7 @@ def test_mistakes_are_told_in_a_line(depthlab: Callable[..., Any], results: Path
 
 def test_the_readme_holds_the_claims_of_the_results(chapters: list[figures.Chapter]) -> None:
     readme = (RESULTS.parent / "README.md").read_text()
-    assert f"<!-- claims -->\n\n{figures.claims_table(chapters)}\n<!-- /claims -->" in readme
+    assert f"<!-- claims -->\n\n{figures.claims_table(evidence(chapters))}\n<!-- /claims -->" in readme
 
 
 @pytest.fixture(scope="module")

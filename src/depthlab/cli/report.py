@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 
 from depthlab import figures, runs
 from depthlab.cli import experiments
 from depthlab.config import ConfigError
 from depthlab.runs.store import replacing
+
+FIRST_LOOK = "quickstart"
 
 CLAIMS = re.compile(r"(?<=<!-- claims -->\n).*(?=<!-- /claims -->)", re.DOTALL)
 """What `--claims` replaces."""
@@ -24,7 +27,7 @@ def report(options: Namespace) -> int:
     _write(path, figures.page(chapters))
     print(f"wrote {path}: {len(chapters)} figures, {sum(len(chapter.claims) for chapter in chapters)} claims")
     if options.claims:
-        _replace_claims(Path(options.claims), figures.claims_table(chapters))
+        _replace_claims(Path(options.claims), figures.claims_table(evidence(chapters)))
     return 0
 
 
@@ -37,6 +40,11 @@ def drawn(root: Path) -> list[figures.Chapter]:
         return [figures.chapter(root / name, experiments.script(name)) for name in names]
     except (OSError, ValueError) as error:
         raise runs.StoreError(f"cannot show what is in {root}: {error}") from error
+
+
+def evidence(chapters: Sequence[figures.Chapter]) -> list[figures.Chapter]:
+    """Those whose claims are told elsewhere too: all but the first look that every user draws."""
+    return [chapter for chapter in chapters if chapter.name != FIRST_LOOK]
 
 
 def _replace_claims(path: Path, table: str) -> None:

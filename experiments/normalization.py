@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from depthlab import figures, theory
 from depthlab.figures import Claim
 
-PROBES = ("activation_mean", "activation_std", "backward_norm", "train_error", "test_error", "train_loss")
+PROBES = ("activation_mean", "activation_std", "backward_norm", "train_error", "test_error")
 
 NETS = ("none", "batch", "noisy batch", "layer", "group", "RMS", "batch, skips")
 GUESSING = 90

@@ -95,7 +95,6 @@ def test_claims_about_layers_fail_where_gradients_do_vanish():
     assert [verdicts[statement] for statement in ABOUT_LAYERS["degradation"]] == ["not supported"] * 2
 
 
-@pytest.mark.skipif("activations" not in COMMITTED, reason="there are no committed readings of activations")
 def test_claims_about_training_fail_where_it_changes_nothing():
     """Every layer keeps the saturation that it has at initialization."""
     script = experiments.script("activations")

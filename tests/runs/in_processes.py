@@ -119,11 +119,14 @@ class FullDisk(Job):
 
 
 class Command:
-    """A sweep of two runs, endless by default, in a process group of its own as a terminal makes it."""
+    """A sweep of two runs, endless by default, in a process group of its own as a terminal makes it.
+
+    Its learning rate is so small that neither run diverges, and so ends, before a test has stopped it.
+    """
 
     def __init__(self, steps: int = 10_000_000, *more: str) -> None:
         lines = [sys.executable, "-m", "depthlab", "train", "-m", "data=synthetic", f"train.steps={steps}", *more]
-        options = ["train.batch_size=20", "seed=0,1", "sweep.workers=2", f"train.eval_every={steps}"]
+        options = ["train.batch_size=20", "seed=0,1", "sweep.workers=2", f"train.eval_every={steps}", "train.lr=1e-6"]
         self.process = subprocess.Popen([*lines, *options], stderr=subprocess.PIPE, text=True, start_new_session=True)
 
     def __enter__(self) -> Self:

@@ -1,36 +1,20 @@
 """What a run is. Standard library only, so that naming, checking and comparing runs costs no import of torch."""
 
+from depthlab.config.data import DATASETS, DataConfig, DatasetFacts
 from depthlab.config.fields import ConfigError, suggest, to_mapping
+from depthlab.config.launch import ENGINES, RayConfig, SlurmConfig, SweepConfig, build_sweep
+from depthlab.config.model import ACTIVATIONS, FAMILIES, INITS, NORMS, SKIPS, ModelConfig
 from depthlab.config.ranges import PRUNERS, Choice, Interval, Range, Value, WholeInterval, declared, typed
-from depthlab.config.schema import (
-    ACTIVATIONS,
-    DATASETS,
-    ENGINES,
-    FAMILIES,
-    INITS,
+from depthlab.config.schema import PROTOCOL, RunConfig, describe_fields, flat, from_mapping, stream_seed
+from depthlab.config.train import (
     LOSSES,
-    NORMS,
     OPTIMIZERS,
     PRECISIONS,
     PROBES,
-    PROTOCOL,
     READ_BY_DEFAULT,
     SCHEDULES,
-    SKIPS,
-    DataConfig,
-    DatasetFacts,
-    ModelConfig,
     ProbesConfig,
-    RayConfig,
-    RunConfig,
-    SlurmConfig,
-    SweepConfig,
     TrainConfig,
-    build_sweep,
-    describe_fields,
-    flat,
-    from_mapping,
-    stream_seed,
 )
 
 __all__ = [

@@ -1,0 +1,73 @@
+"""Data sets, and what is done to one before and while it is trained on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from depthlab.config.fields import ConfigError, check_fields, choice, flag, number
+
+
+@dataclass(frozen=True)
+class DatasetFacts:
+    """What is known of a data set before it is loaded: counts of images, image shape and number of classes."""
+
+    train: int
+    test: int
+    channels: int
+    size: int
+    classes: int
+
+
+DATASETS = {
+    "digits": DatasetFacts(train=1438, test=359, channels=1, size=8, classes=10),
+    "mnist": DatasetFacts(train=60_000, test=10_000, channels=1, size=28, classes=10),
+    "fashion_mnist": DatasetFacts(train=60_000, test=10_000, channels=1, size=28, classes=10),
+    "cifar10": DatasetFacts(train=50_000, test=10_000, channels=3, size=32, classes=10),
+    "cifar100": DatasetFacts(train=50_000, test=10_000, channels=3, size=32, classes=100),
+    "synthetic": DatasetFacts(train=1_000, test=200, channels=3, size=8, classes=10),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which images, cut how, augmented how."""
+
+    name: str = choice("digits", tuple(DATASETS), "data set")
+    train_size: int | None = number(None, "class-balanced subset of the training part (null: all)", low=1)
+    validation_fraction: float = number(0.1, "share of the training data cut off to choose models on", below=1)
+    split_seed: int = number(0, "which validation split and subset; apart from seed, so that seeds share them")
+    crop_padding: int = number(0, "pad by this many pixels, then crop at random to the old size")
+    flip: bool = flag(False, "mirror left to right at random")
+    cutout: int = number(0, "side of a random square set to the mean colour")
+    label_noise: float = number(0.0, "share of training labels replaced by another class", high=1)
+
+    def __post_init__(self) -> None:
+        check_fields(self, "data")
+        facts = DATASETS[self.name]
+        if self.crop_padding >= facts.size:
+            raise ConfigError(
+                f"data.crop_padding={self.crop_padding} is too large for {self.name} images of {facts.size} pixels; "
+                f"choose less than {facts.size}"
+            )
+        if self.cutout > facts.size:
+            raise ConfigError(
+                f"data.cutout={self.cutout} is larger than {self.name} images; choose at most {facts.size}"
+            )
+        validation = round(self.validation_fraction * facts.train)
+        left = facts.train - validation
+        if left < facts.classes or validation < 1:
+            raise ConfigError(
+                f"data.validation_fraction={self.validation_fraction} leaves {left} images of {self.name} to train on "
+                f"and {validation} to validate on; choose it so that both hold some, such as 0.1"
+            )
+        if self.train_size is not None and not facts.classes <= self.train_size <= left:
+            raise ConfigError(
+                f"data.train_size={self.train_size} must be between {facts.classes} (one image a class) and {left} "
+                f"(what the validation split leaves of {self.name})"
+            )
+
+    @property
+    def training_images(self) -> int:
+        """How many images are trained on."""
+        facts = DATASETS[self.name]
+        return self.train_size or facts.train - round(self.validation_fraction * facts.train)

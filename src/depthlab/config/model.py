@@ -1,0 +1,89 @@
+"""Networks: the factors that they are points of.
+
+Names that appear here as choices are the keys of dict literals in `nets`; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from depthlab.config.fields import ConfigError, check_fields, choice, flag, number
+
+ACTIVATIONS = (
+    *("sigmoid", "tanh", "relu", "leaky_relu", "very_leaky_relu"),
+    *("elu", "selu", "gelu", "silu", "identity"),
+)
+NORMS = ("none", "batch", "layer", "group", "rms")
+SKIPS = ("none", "residual", "preactivation", "highway")
+INITS = ("torch_default", "xavier", "he", "orthogonal", "delta_orthogonal", "gaussian", "lsuv")
+FAMILIES = ("mlp", "cnn")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A point of skip x norm x init x activation, at a depth and a width."""
+
+    family: str = choice("mlp", FAMILIES, "fully connected, or He et al.'s CIFAR convolutional family")
+    depth: int = number(20, "number of weight layers from input to logits (gates and shortcuts not counted)", low=2)
+    width: int = number(100, "units of an MLP's hidden layers; channels of a CNN's first stage", low=1)
+    stages: int = number(3, "CNN: stages; each but the first halves the resolution and doubles the width", low=1)
+    activation: str = choice("relu", ACTIVATIONS, "nonlinearity")
+    norm: str = choice("none", NORMS, "normalization after each hidden weight layer")
+    norm_groups: int = number(4, "groups of norm=group", low=1)
+    norm_affine: bool = flag(True, "learned scale and shift after the normalization (norm=rms: scale)")
+    norm_noise: float = number(0.0, "strength of noise after the normalization, new at every update", high=2)
+    skip: str = choice("none", SKIPS, "what bypasses a block of two weight layers")
+    init: str = choice("he", INITS, "initialization of the weights")
+    sigma_w: float | None = number(None, "gain of init=gaussian, orthogonal, delta_orthogonal (null: critical gain)")
+    sigma_b: float = number(0.0, "standard deviation of the biases of the same three")
+    bias: bool = flag(True, "biases in the hidden weight layers (the head always has one)")
+    head_gain: float = number(1.0, "factor of the head's initial weights")
+    head_bias: float = number(0.0, "initial bias of the head's first class: a net that begins sure of one answer")
+    dropout: float = number(0.0, "probability of dropping a hidden activation", below=1)
+
+    def __post_init__(self) -> None:
+        check_fields(self, "model")
+        if self.family == "cnn":
+            self._check_cnn_depth()
+        elif self.skip != "none" and (self.depth - 2) % 2:
+            raise ConfigError(
+                f"model.depth={self.depth} does not fit model.skip={self.skip}: blocks hold two weight layers between "
+                f"stem and head, so depth is even; choose {self.depth - 1} or {self.depth + 1}"
+            )
+        if self.norm == "group" and self.width % self.norm_groups:
+            raise ConfigError(
+                f"model.width={self.width} does not divide into model.norm_groups={self.norm_groups} groups; "
+                f"change either"
+            )
+        if self.norm == "none" and (self.norm_noise or not self.norm_affine):
+            raise ConfigError(
+                f"model.norm_affine={str(self.norm_affine).lower()} and model.norm_noise={self.norm_noise} have no "
+                f"effect with model.norm=none; choose a norm, or leave them at true and 0"
+            )
+        if self.init == "delta_orthogonal" and self.family == "mlp":
+            raise ConfigError(
+                "model.init=delta_orthogonal is for convolutions; with model.family=mlp choose model.init=orthogonal"
+            )
+        if self.init not in ("gaussian", "orthogonal", "delta_orthogonal"):
+            for name, unset in (("sigma_w", None), ("sigma_b", 0.0)):
+                if getattr(self, name) != unset:
+                    raise ConfigError(
+                        f"model.{name}={getattr(self, name)} has no effect with model.init={self.init}; "
+                        f"use it with model.init=gaussian, orthogonal or delta_orthogonal"
+                    )
+        if self.init == "lsuv" and (self.head_gain != 1 or self.head_bias):
+            raise ConfigError(
+                f"model.head_gain={self.head_gain} and model.head_bias={self.head_bias} would be undone by "
+                f"model.init=lsuv, which rescales the head as well; choose another init, or leave them at 1 and 0"
+            )
+        if self.sigma_b > 0 and not self.bias:
+            raise ConfigError(f"model.sigma_b={self.sigma_b} needs biases; set model.bias=true or model.sigma_b=0")
+
+    def _check_cnn_depth(self) -> None:
+        period = 2 * self.stages
+        if (self.depth - 2) % period or self.depth < period + 2:
+            lower = max(1, (self.depth - 2) // period) * period + 2
+            raise ConfigError(
+                f"model.depth={self.depth} does not fit model.stages={self.stages}: a CNN of this family has "
+                f"{period}n + 2 weight layers; choose {lower} or {lower + period}"
+            )

@@ -1,0 +1,82 @@
+"""Training, and what is read meanwhile.
+
+Names that appear here as choices are the keys of dict literals in `training` and `probes`; a test holds the two
+together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from depthlab.config.fields import ConfigError, check_fields, choice, flag, number
+
+OPTIMIZERS = ("sgd", "adam", "adamw")
+SCHEDULES = ("constant", "step", "cosine")
+LOSSES = ("cross_entropy", "mse", "brier")
+PRECISIONS = ("float32", "bf16")
+READ_BY_DEFAULT = (
+    "grad_norm",
+    "weight_norm",
+    "update_ratio",
+    "backward_norm",
+    "activation_mean",
+    "activation_std",
+    "saturation",
+    "dead_fraction",
+)
+"""Part of old runs' keys: a probe that is new is read when it is named, and never joins these."""
+PROBES = (*READ_BY_DEFAULT, "activation_sparsity", "validation_inactive_fraction")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How the weights are changed, and for how long."""
+
+    steps: int = number(600, "number of updates", low=1)
+    batch_size: int = number(128, "images in a batch", low=1)
+    loss: str = choice("cross_entropy", LOSSES, "loss; mse is of logits, brier the squared error of softmax")
+    label_smoothing: float = number(0.0, "share of the target spread over all classes", below=1)
+    optimizer: str = choice("sgd", OPTIMIZERS, "optimiser")
+    lr: float = number(0.05, "peak learning rate")
+    momentum: float = number(0.9, "momentum of sgd, beta1 of adam and adamw", below=1)
+    nesterov: bool = flag(False, "Nesterov's form of momentum")
+    weight_decay: float = number(0.0, "L2 penalty of sgd and adam, decoupled decay of adamw")
+    l1: float = number(0.0, "factor of the L1 penalty on the weights")
+    clip_norm: float | None = number(None, "largest norm of the whole gradient (null: no clipping)")
+    schedule: str = choice("constant", SCHEDULES, "how the learning rate falls")
+    milestones: tuple[float, ...] = field(
+        default=(0.5, 0.75), metadata={"about": "schedule=step: parts of the training after which the rate falls"}
+    )
+    lr_decay: float = number(0.1, "schedule=step: the factor by which it falls", high=1)
+    warmup_steps: int = number(0, "steps over which the learning rate rises linearly to its peak")
+    eval_every: int = number(100, "steps between evaluations on the validation split", low=1)
+    early_stopping: int | None = number(None, "stop after this many evaluations without a better one", low=1)
+    precision: str = choice("float32", PRECISIONS, "arithmetic of the forward and backward pass")
+    activation_checkpointing: bool = flag(False, "compute activations again in the backward pass, to save memory")
+
+    def __post_init__(self) -> None:
+        check_fields(self, "train")
+        if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
+            raise ConfigError(
+                f"train.nesterov=true needs train.optimizer=sgd with momentum; given {self.optimizer} with "
+                f"train.momentum={self.momentum}"
+            )
+        if self.warmup_steps >= self.steps:
+            raise ConfigError(f"train.warmup_steps={self.warmup_steps} must be less than train.steps={self.steps}")
+        if list(self.milestones) != sorted(set(self.milestones)) or not all(0 < part < 1 for part in self.milestones):
+            raise ConfigError(
+                f"train.milestones={list(self.milestones)} must rise and lie between 0 and 1, such as [0.5,0.75]"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbesConfig:
+    """Which per-layer numbers are read, and when. The first and the last update are always read."""
+
+    every: int = number(100, "updates from one reading to the next (0: only the first and the last)")
+    names: tuple[str, ...] = field(
+        default=READ_BY_DEFAULT, metadata={"choices": PROBES, "about": "which probes are read"}
+    )
+
+    def __post_init__(self) -> None:
+        check_fields(self, "probes")

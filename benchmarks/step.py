@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from depthlab import nets
 from depthlab.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from depthlab.data import Batches
-from depthlab.runs.run import Trial, load_splits
+from depthlab.runs.trial import Trial, load_splits
 from depthlab.training import build_optimizer, prepare_process
 
 RESULT = Path(__file__).parent / "results" / "step.md"

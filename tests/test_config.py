@@ -14,6 +14,7 @@ import yaml
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from depthlab import config as names
 from depthlab.config import (
     DATASETS,
     PROBES,
@@ -125,13 +126,13 @@ OTHERS: dict[str, list[Any]] = {
     "model.depth": [20, 8, 14],
     "model.width": [100, 16],
     "model.stages": [3, 1],
-    "model.activation": list(module.ACTIVATIONS),
-    "model.norm": list(module.NORMS),
+    "model.activation": list(names.ACTIVATIONS),
+    "model.norm": list(names.NORMS),
     "model.norm_groups": [4, 2],
     "model.norm_affine": [True, False],
     "model.norm_noise": [0.0, 0.5],
-    "model.skip": list(module.SKIPS),
-    "model.init": list(module.INITS),
+    "model.skip": list(names.SKIPS),
+    "model.init": list(names.INITS),
     "model.sigma_w": [None, 0.0, 1.5],
     "model.sigma_b": [0.0, 0.1],
     "model.bias": [True, False],
@@ -140,22 +141,22 @@ OTHERS: dict[str, list[Any]] = {
     "model.dropout": [0.0, 0.5],
     "train.steps": [600, 601],
     "train.batch_size": [128, 64],
-    "train.loss": list(module.LOSSES),
+    "train.loss": list(names.LOSSES),
     "train.label_smoothing": [0.0, 0.1],
-    "train.optimizer": list(module.OPTIMIZERS),
+    "train.optimizer": list(names.OPTIMIZERS),
     "train.lr": [0.05, 0.0, 1],
     "train.momentum": [0.9, 0.0],
     "train.nesterov": [False, True],
     "train.weight_decay": [0.0, 1e-4],
     "train.l1": [0.0, 1e-4],
     "train.clip_norm": [None, 1.0],
-    "train.schedule": list(module.SCHEDULES),
+    "train.schedule": list(names.SCHEDULES),
     "train.milestones": [[0.5, 0.75], [0.5], []],
     "train.lr_decay": [0.1, 1.0],
     "train.warmup_steps": [0, 10],
     "train.eval_every": [100, 50],
     "train.early_stopping": [None, 3],
-    "train.precision": list(module.PRECISIONS),
+    "train.precision": list(names.PRECISIONS),
     "train.activation_checkpointing": [False, True],
     "probes.every": [100, 0],
     "probes.names": [list(READ_BY_DEFAULT), list(PROBES), ["grad_norm"], []],
@@ -357,7 +358,7 @@ def test_the_edges_of_what_is_allowed(make: Callable[[], Any]) -> None:
 
 def test_depths_that_are_suggested_fit() -> None:
     """Whatever depth is refused, the two that the message names are accepted."""
-    for family, skip, depth in itertools.product(("mlp", "cnn"), module.SKIPS, range(2, 30)):
+    for family, skip, depth in itertools.product(("mlp", "cnn"), names.SKIPS, range(2, 30)):
         try:
             ModelConfig(family=family, skip=skip, depth=depth)
         except ConfigError as error:
@@ -372,11 +373,11 @@ def test_choices_are_what_the_rooms_offer() -> None:
     from depthlab.nets.initialization import CRITICAL_GAINS, INITS
     from depthlab.nets.layers import ACTIVATIONS, NORMS
 
-    assert set(module.ACTIVATIONS) == set(ACTIVATIONS) == set(CRITICAL_GAINS)
-    assert set(module.NORMS) == set(NORMS)
-    assert set(module.SKIPS) == {"none", *BLOCKS}
-    assert set(module.INITS) == set(INITS)
-    assert set(module.FAMILIES) == set(FAMILIES)
+    assert set(names.ACTIVATIONS) == set(ACTIVATIONS) == set(CRITICAL_GAINS)
+    assert set(names.NORMS) == set(NORMS)
+    assert set(names.SKIPS) == {"none", *BLOCKS}
+    assert set(names.INITS) == set(INITS)
+    assert set(names.FAMILIES) == set(FAMILIES)
     assert set(BUILT_IN) <= set(DATASETS)
 
 
@@ -390,8 +391,8 @@ def test_what_is_known_of_built_in_data_is_true(name: str) -> None:
     assert list(find_faults(arrays, DATASETS[name])) == []
 
 
-@pytest.mark.parametrize("optimizer", module.OPTIMIZERS)
-@pytest.mark.parametrize("schedule", module.SCHEDULES)
+@pytest.mark.parametrize("optimizer", names.OPTIMIZERS)
+@pytest.mark.parametrize("schedule", names.SCHEDULES)
 def test_every_optimiser_and_schedule_is_there(optimizer: str, schedule: str) -> None:
     from torch import nn
 

@@ -16,7 +16,7 @@ from depthlab import figures, runs
 from depthlab.cli import commands, experiments
 from depthlab.cli.compose import Composer, Launch
 from depthlab.config import RunConfig, describe_fields
-from depthlab.runs.run import Trial
+from depthlab.runs.trial import Trial
 
 
 def everything(folder: Path) -> set[str]:

@@ -13,7 +13,7 @@ import pytest
 
 from depthlab import runs
 from depthlab.config import RunConfig
-from depthlab.runs.run import Trial
+from depthlab.runs.trial import Trial
 
 
 @pytest.fixture

@@ -138,7 +138,7 @@ def test_nothing_to_recommend(tune: Callable[..., Any], depthlab: Callable[..., 
 def test_failed_trials_are_told(
     tune: Callable[..., Any], depthlab: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from depthlab.runs.run import Trial
+    from depthlab.runs.trial import Trial
 
     def failing(self: Trial) -> dict[str, Any]:
         raise OSError("no more")

@@ -20,7 +20,7 @@ import torch
 from depthlab.config import RunConfig
 from depthlab.runs import DiskFullError, Run, execute, locks, workers
 from depthlab.runs.engines.job import Job, Result
-from depthlab.runs.run import Trial
+from depthlab.runs.trial import Trial
 
 CPU = torch.device("cpu")
 HERE = {"host": socket.gethostname(), "pid": os.getpid()}

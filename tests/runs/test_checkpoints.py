@@ -20,10 +20,9 @@ import torch
 
 from depthlab.config import DataConfig, ModelConfig, ProbesConfig, RunConfig, TrainConfig
 from depthlab.runs import Run, Status, StoreError, execute
-from depthlab.runs import run as module
 from depthlab.runs.checkpoints import MAGIC, Checkpoints
 from depthlab.runs.interrupts import STOPPING, Stop, Stopped, stopping_politely
-from depthlab.runs.run import Trial
+from depthlab.runs.trial import Trial
 
 CPU = torch.device("cpu")
 ALWAYS = 1e-9
@@ -268,7 +267,7 @@ def test_the_checkpoint_of_another_run_is_not_taken(interrupted: Run) -> None:
 
 def test_without_checkpoints_nothing_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
     saved: list[int] = []
-    monkeypatch.setattr(module.Checkpoints, "save", lambda self, step, state: saved.append(step))
+    monkeypatch.setattr(Checkpoints, "save", lambda self, step, state: saved.append(step))
     execute(MLP, device=CPU, checkpoint_seconds=0)
     assert saved == []
 

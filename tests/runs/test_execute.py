@@ -19,8 +19,8 @@ from depthlab import data
 from depthlab.config import RunConfig, from_mapping
 from depthlab.probes import Reading
 from depthlab.runs import Run, Status, execute
-from depthlab.runs.run import Trial
 from depthlab.runs.store import COLUMNS
+from depthlab.runs.trial import Trial
 from depthlab.training import Evaluation
 
 CPU = torch.device("cpu")

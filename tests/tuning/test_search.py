@@ -23,7 +23,7 @@ from tiny_runs import RANGES, configured
 from depthlab import runs, tuning
 from depthlab.config import Choice, Interval
 from depthlab.runs.locks import LeaseLostError
-from depthlab.runs.run import Trial
+from depthlab.runs.trial import Trial
 from depthlab.tuning import Outcome, Search, Study, search
 from depthlab.tuning.study import Trial as Claimed
 

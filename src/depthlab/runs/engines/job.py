@@ -12,8 +12,9 @@ import torch
 from depthlab.config import ConfigError, RunConfig
 from depthlab.runs.interrupts import obey_once
 from depthlab.runs.locks import HeldError, LeaseLostError
-from depthlab.runs.run import Progress, execute, one_line
+from depthlab.runs.run import execute, one_line
 from depthlab.runs.store import DiskFullError, Run, Status, runs_root
+from depthlab.runs.trial import Progress
 from depthlab.training import prepare_process, resolve_device
 
 

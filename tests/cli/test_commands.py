@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -13,7 +14,8 @@ import pytest
 import torch
 
 from depthlab import figures, runs
-from depthlab.cli import commands, experiments
+from depthlab.cli import experiments
+from depthlab.cli import train as module
 from depthlab.cli.compose import Composer, Launch
 from depthlab.config import RunConfig, describe_fields
 from depthlab.runs.trial import Trial
@@ -89,8 +91,8 @@ def test_a_run_that_diverges_is_a_result(depthlab: Callable[..., Any], tiny: lis
 
 def test_threads_of_a_run(depthlab: Callable[..., Any], tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     threads: list[int] = []
-    monkeypatch.setattr(commands, "prepare_process", threads.append)
-    monkeypatch.setattr(commands, "available_cores", lambda: 6)
+    monkeypatch.setattr(module, "prepare_process", threads.append)
+    monkeypatch.setattr(module, "available_cores", lambda: 6)
     monkeypatch.setattr(runs, "execute", lambda config, **_: depthlab)
     monkeypatch.setattr(runs.Run, "record", lambda run: {"status": "diverged", "diverged_step": 0, "wall_seconds": 0})
     for more in ([], ["sweep.threads=3"], ["model=resnet", "model.depth=8"]):
@@ -105,7 +107,7 @@ def test_ctrl_c_says_how_to_go_on(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(commands._Progress, "__call__", interrupted)
+        patch.setattr(module._Progress, "__call__", interrupted)
         answer = depthlab("train", *tiny)
     assert answer.status == 130
     assert answer.error == "\ndepthlab: stopped; what is trained is kept, type the same command to go on\n"
@@ -234,6 +236,19 @@ def test_help_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_training_imports_nothing_that_only_figures_need(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom depthlab.cli import main\nmain(['train', 'train.steps=1'])\n"
+        "heavy = {'matplotlib', 'sklearn', 'scipy.stats', 'scipy.optimize', 'torchvision', 'optuna', 'jinja2'}\n"
+        "sys.exit(sorted(heavy & set(sys.modules)) or 0)"
+    )
+    environment = {**os.environ, "DEPTHLAB_RESULTS": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_reader_that_has_gone_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,8 @@
 import collections
+from importlib import metadata
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,6 +10,7 @@ from hypothesis import strategies as st
 
 from depthlab.config import DATASETS, DataConfig
 from depthlab.data import DataError, Images, load
+from depthlab.data.built_in import digits
 from depthlab.data.splits import channel_statistics, noisy, split_indices
 
 CPU = torch.device("cpu")
@@ -107,6 +111,15 @@ def test_digits_are_those_of_scikit_learn_every_fifth_of_them_for_testing():
     everything = image_set(splits.train) + image_set(splits.validation)
     scaled = torch.from_numpy(bunch.images[kept]).mul(255 / 16).round().to(torch.uint8)
     assert everything == image_set(Images(scaled, torch.zeros(len(kept))))
+
+
+def test_digits_are_found_where_scikit_learn_keeps_them_elsewhere(monkeypatch):
+    usual = digits()
+    monkeypatch.setattr(metadata.Distribution, "locate_file", lambda self, path: Path("/absent") / path)
+    moved = digits()
+    assert np.array_equal(usual.train_images, moved.train_images)
+    assert np.array_equal(usual.test_labels, moved.test_labels)
+    assert usual.classes == moved.classes
 
 
 def test_synthetic_can_be_learned_but_not_by_heart():

@@ -98,6 +98,27 @@ def check_scale(scale: str | None) -> str:
     return scale
 
 
+def launches(overrides: Sequence[str], multirun: bool) -> tuple[list[Launch], bool]:
+    """The runs that a command line stands for, and whether it is a sweep."""
+    composer = Composer(folder("configs"))
+    name, rest = take(overrides, "experiment")
+    scale, rest = take(rest, "scale")
+    if name is None:
+        if scale is not None:
+            raise ConfigError(f"scale={scale} is that of an experiment; give experiment=NAME as well, or leave it out")
+        found = list(composer.sweep(rest))
+        if len(found) > 1 and not multirun:
+            raise ConfigError(f"these settings stand for {len(found)} runs; give -m to train them as a sweep")
+        return found, multirun
+    return load(name).launches(composer, check_scale(scale), rest), True
+
+
+def take(overrides: Sequence[str], name: str) -> tuple[str | None, list[str]]:
+    """The value of one override, the last if it is given twice, and the others."""
+    values = [text.partition("=")[2] for text in overrides if text.startswith(f"{name}=")]
+    return (values[-1] if values else None), [text for text in overrides if not text.startswith(f"{name}=")]
+
+
 def _at_scale(value: Any, scale: str) -> Any:
     """A setting's value at a scale, as an override writes it; None where it is not set at this scale."""
     if isinstance(value, Mapping):

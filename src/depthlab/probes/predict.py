@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy
 import torch
-from scipy.stats import theilslopes
 from torch import Tensor, nn
 
 from depthlab.probes.measure import Measured, measure
@@ -144,7 +144,7 @@ def _slope(rows: list[Measured], probe: str, head: int) -> Slope:
     if len(usable) < LEAST_LAYERS - 1:
         raise ValueError(f"{probe} is 0 or not finite in all but {len(usable)} layers; there is no slope to estimate")
     depths, logs = np.array(usable).T
-    value, _, low, high = theilslopes(logs, depths, alpha=CONFIDENCE)
+    value, _, low, high = scipy.stats.theilslopes(logs, depths, alpha=CONFIDENCE)
     return Slope(float(value), float(low), float(high))
 
 

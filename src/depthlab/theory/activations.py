@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import special
 
 Array = NDArray[np.float64]
 
@@ -51,11 +51,11 @@ def _exponential_linear(scale: float, alpha: float) -> Activation:
 
 
 def _sigmoid(u: Array) -> Array:
-    return _float64(special.expit(u))
+    return _float64(scipy.special.expit(u))
 
 
 def _sigmoid_derivative(u: Array) -> Array:
-    return _float64(special.expit(u) * special.expit(-u))
+    return _float64(scipy.special.expit(u) * scipy.special.expit(-u))
 
 
 def _tanh_derivative(u: Array) -> Array:
@@ -64,19 +64,19 @@ def _tanh_derivative(u: Array) -> Array:
 
 
 def _gelu(u: Array) -> Array:
-    return _float64(u * special.ndtr(u))
+    return _float64(u * scipy.special.ndtr(u))
 
 
 def _gelu_derivative(u: Array) -> Array:
-    return _float64(special.ndtr(u) + u * np.exp(-0.5 * u * u) / math.sqrt(2.0 * math.pi))
+    return _float64(scipy.special.ndtr(u) + u * np.exp(-0.5 * u * u) / math.sqrt(2.0 * math.pi))
 
 
 def _silu(u: Array) -> Array:
-    return _float64(u * special.expit(u))
+    return _float64(u * scipy.special.expit(u))
 
 
 def _silu_derivative(u: Array) -> Array:
-    return _float64(special.expit(u) * (1.0 + u * special.expit(-u)))
+    return _float64(scipy.special.expit(u) * (1.0 + u * scipy.special.expit(-u)))
 
 
 def _float64(values: Any) -> Array:

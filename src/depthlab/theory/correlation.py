@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from scipy import optimize
+import scipy
 
 from depthlab.theory.activations import find_activation
 from depthlab.theory.expectation import mean_product
@@ -64,7 +64,7 @@ def correlation_fixed_point(*, activation: str, sigma_w: float, sigma_b: float =
         return 0.0
     if slope_at_one <= 1.0 + ROUNDING:
         return 1.0
-    return float(optimize.brentq(excess, 0.0, 1.0, xtol=1e-14))
+    return float(scipy.optimize.brentq(excess, 0.0, 1.0, xtol=1e-14))
 
 
 def _variances(activation: str, sigma_w: float, sigma_b: float, q: float | None) -> tuple[float, float]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import special
 
 from depthlab.theory.activations import Array
 
@@ -36,7 +36,7 @@ def logit_gradient(logits: Array, labels: NDArray[np.int_], *, loss: str) -> Arr
 
 
 def _softmax(logits: Array) -> Array:
-    return np.asarray(special.softmax(logits, axis=1), dtype=np.float64)
+    return np.asarray(scipy.special.softmax(logits, axis=1), dtype=np.float64)
 
 
 def _cross_entropy(logits: Array, targets: Array) -> Array:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from scipy import optimize
+import scipy
 
 from depthlab.theory.activations import find_activation
 from depthlab.theory.expectation import mean_square
@@ -105,14 +105,14 @@ def _first_crossing(function: Callable[[float], float], start: float, end: float
             return _zero_between(above, points[index - 1], points[index])
         if index > 1 and values[-2] < min(values[-3], values[-1]) - ROUNDING:
             ends = sorted((points[index - 2], points[index]))
-            bottom = float(optimize.minimize_scalar(above, bounds=ends, method="bounded").x)
+            bottom = float(scipy.optimize.minimize_scalar(above, bounds=ends, method="bounded").x)
             if above(bottom) < -ROUNDING:
                 return _zero_between(above, points[index - 2], bottom)
     return None
 
 
 def _zero_between(above: Callable[[float], float], here: float, beyond: float) -> float:
-    return here if above(here) <= 0.0 else float(optimize.brentq(above, here, beyond, xtol=1e-14, rtol=1e-14))
+    return here if above(here) <= 0.0 else float(scipy.optimize.brentq(above, here, beyond, xtol=1e-14, rtol=1e-14))
 
 
 def chi(*, activation: str, sigma_w: float, sigma_b: float = 0.0, q: float | None = None) -> float:
@@ -146,7 +146,7 @@ def critical_sigma_w(*, activation: str, sigma_b: float = 0.0) -> float:
         return chi(activation=activation, sigma_w=math.exp(log_sigma_w), sigma_b=sigma_b) - 1.0
 
     low, high = math.log(1e-3), math.log(1e3)
-    log_sigma_w = float(optimize.brentq(excess, low, high, xtol=1e-13, rtol=1e-13, maxiter=1000))
+    log_sigma_w = float(scipy.optimize.brentq(excess, low, high, xtol=1e-13, rtol=1e-13, maxiter=1000))
     if abs(excess(log_sigma_w)) > 1e-6:
         raise ValueError(
             f"activation={activation!r} with sigma_b={sigma_b} has no critical sigma_w: chi jumps over 1 at "

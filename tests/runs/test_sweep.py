@@ -18,7 +18,8 @@ import pytest
 import torch
 from in_processes import CPU, LONG, TRAIN_ONE, Command, is_alive, killed_at_once, killed_at_seed_1, on_a_full_disk
 
-from depthlab.config import DataConfig, RunConfig, SweepConfig, TrainConfig
+from depthlab.config import DataConfig, ProbesConfig, RunConfig, SweepConfig, TrainConfig
+from depthlab.figures.readings import conform, read, to_bytes
 from depthlab.runs import DiskFullError, Run, Status, StoreError, cost, execute, load_readings, sweep, workers
 
 
@@ -210,11 +211,26 @@ def test_readings_of_runs_are_gathered_with_what_differs(tiny: RunConfig) -> Non
     first = table.groupby("key").first()
     assert first.loc[wide.key(), "model.sigma_w"] == 1.5
     assert first.loc[slow.key(), "train.lr"] == 0.01
-    assert first.loc[slow.key(), "train.milestones"] == "0.5"
+    assert first.loc[slow.key(), "train.milestones"] == (0.5,)
     assert first.loc[slow.key(), "seed"] == 3
     assert set(table["status"]) == {"done"}
     assert table["model.depth"].dtype == table["step"].dtype == "int64"
     assert len(table) == 3 * len(Run.of(tiny).readings())
+
+
+def test_what_is_gathered_comes_back_from_the_file_of_a_figure(tiny: RunConfig, tmp_path: Path) -> None:
+    slow = dataclasses.replace(tiny, train=dataclasses.replace(tiny.train, milestones=(0.25, 0.5), clip_norm=1.0))
+    table = gathered([tiny, slow])
+    (tmp_path / "readings.csv.gz").write_bytes(to_bytes(table))
+    back = read(tmp_path / "readings.csv.gz")
+    assert set(back.loc[back["key"] == slow.key(), "train.milestones"]) == {(0.25, 0.5)}
+    assert back.loc[back["key"] == tiny.key(), "train.clip_norm"].isna().all()
+    pd.testing.assert_frame_equal(back, conform(table))
+
+
+def test_how_a_run_is_probed_is_not_what_it_is(tiny: RunConfig) -> None:
+    seldom = dataclasses.replace(tiny, probes=ProbesConfig(every=0, names=("grad_norm",)))
+    assert not [name for name in gathered([tiny, seldom]) if str(name).startswith("probes.")]
 
 
 def test_only_the_wanted_probes_are_gathered(tiny: RunConfig) -> None:

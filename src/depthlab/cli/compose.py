@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 import re
@@ -103,10 +104,12 @@ class Composer:
         groups = tuple(text for text in overrides if text.partition("=")[0] in self._groups)
         values = [text for text in overrides if text not in groups]
         try:
-            base = OmegaConf.create(self._base(groups))
+            mapping = copy.deepcopy(self._base(groups))
             for override in map(_read, values):
-                OmegaConf.update(base, override.key_or_group, override.value())
-            mapping = typing.cast("dict[str, Any]", OmegaConf.to_container(base, resolve=True))
+                _put(mapping, override.key_or_group.split("."), override.value())
+            if "${" in repr(mapping):  # not always: an experiment has a thousand runs
+                resolved = OmegaConf.to_container(OmegaConf.create(mapping), resolve=True)
+                mapping = typing.cast("dict[str, Any]", resolved)
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(_plain_words(error)) from None
         device, sweep = mapping.pop("device"), mapping.pop("sweep")
@@ -139,6 +142,12 @@ class Composer:
         elif name not in self._names:
             near = suggest(name, [*self._groups, *sorted(self._names)])
             raise ConfigError(f"{name} is not a setting{near or '; depthlab train --help lists them all'}")
+
+
+def _put(mapping: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    for name in path[:-1]:
+        mapping = mapping[name]
+    mapping[path[-1]] = value
 
 
 @functools.cache

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import math
 import types
 import typing
@@ -47,7 +46,7 @@ def text(default: str | None, about: str) -> Any:
 
 def to_mapping(config: Any) -> dict[str, Any]:
     """A configuration as nested dicts, lists and scalars, ready for YAML or JSON."""
-    return typing.cast("dict[str, Any]", json.loads(json.dumps(dataclasses.asdict(config))))
+    return {name: _plain(value) for name, value in vars(config).items()}
 
 
 def suggest(given: str, names: Sequence[str]) -> str:
@@ -98,6 +97,12 @@ def build(cls: type[Any], mapping: Mapping[str, Any], prefix: str) -> Any:
         else:
             values[name] = tuple(value) if isinstance(value, list) else value
     return cls(**values)
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_mapping(value)
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _hints_of(cls: type[Any]) -> dict[str, Any]:

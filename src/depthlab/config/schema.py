@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import typing
@@ -57,9 +58,14 @@ class RunConfig:
 
     def key(self) -> str:
         """The run's name: a hash of the protocol number and of every field that differs from its default."""
-        content = {"protocol": PROTOCOL, **differences(to_mapping(self), to_mapping(RunConfig()))}
-        text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
-        return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
+        return _key(self, PROTOCOL)
+
+
+@functools.lru_cache(maxsize=10_000)
+def _key(config: RunConfig, protocol: int) -> str:
+    content = {"protocol": protocol, **differences(to_mapping(config), to_mapping(RunConfig()))}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
 
 
 def from_mapping(mapping: Mapping[str, Any]) -> RunConfig:

@@ -222,6 +222,8 @@ def _typed(column: pd.Series[Any], kind: Any) -> pd.Series[Any]:
     if _is_tuple(kind):
         return column.map(tuple)
     dtype = _dtype(kind)
+    if column.dtype == pandas_dtype(dtype):
+        return column
     try:
         # astype would make words of anything, and True of any word.
         exact: Any = {str: str, bool: (bool, np.bool_)}.get(kind, object)

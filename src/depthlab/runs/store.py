@@ -26,6 +26,7 @@ from typing import Any
 
 import pandas as pd
 import yaml
+from pyarrow.parquet import ParquetFile
 
 from depthlab.config import RunConfig, to_mapping
 from depthlab.runs.locks import Lease, held, is_alive, is_held
@@ -122,9 +123,10 @@ class Run:
         """The long table: step, layer, depth, probe, value."""
         path = self.folder / "readings.parquet"
         try:
-            return pd.read_parquet(path)
+            table: pd.DataFrame = ParquetFile(path).read().to_pandas()
         except (OSError, ValueError):
             raise StoreError(f"{path} is missing or damaged; delete {self.folder} and train the run again") from None
+        return table
 
     @contextmanager
     def locked(self, *, wait: bool = True) -> Iterator[Lease]:

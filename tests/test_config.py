@@ -61,6 +61,7 @@ DEFAULTS = {
     "model.head_gain": 1.0,
     "model.head_bias": 0.0,
     "model.dropout": 0.0,
+    "model.dropconnect": 0.0,
     "train.steps": 600,
     "train.batch_size": 128,
     "train.loss": "cross_entropy",
@@ -71,6 +72,7 @@ DEFAULTS = {
     "train.nesterov": False,
     "train.weight_decay": 0.0,
     "train.l1": 0.0,
+    "train.l1_step": "subgradient",
     "train.clip_norm": None,
     "train.schedule": "constant",
     "train.milestones": [0.5, 0.75],
@@ -139,6 +141,7 @@ OTHERS: dict[str, list[Any]] = {
     "model.head_gain": [1.0, 0.0],
     "model.head_bias": [0.0, 5],
     "model.dropout": [0.0, 0.5],
+    "model.dropconnect": [0.0, 0.5],
     "train.steps": [600, 601],
     "train.batch_size": [128, 64],
     "train.loss": list(names.LOSSES),
@@ -149,6 +152,7 @@ OTHERS: dict[str, list[Any]] = {
     "train.nesterov": [False, True],
     "train.weight_decay": [0.0, 1e-4],
     "train.l1": [0.0, 1e-4],
+    "train.l1_step": list(names.L1_STEPS),
     "train.clip_norm": [None, 1.0],
     "train.schedule": list(names.SCHEDULES),
     "train.milestones": [[0.5, 0.75], [0.5], []],
@@ -222,6 +226,7 @@ def test_each_field_enters_the_key(name: str) -> None:
         "model.sigma_b": gaussian,
         "model.norm_affine": normalized,
         "model.norm_noise": normalized,
+        "train.l1_step": {"train.l1": 1e-4},
     }.get(name, {})
     keys = set()
     for value in OTHERS[name]:
@@ -273,6 +278,12 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: ModelConfig(init="lsuv", head_gain=2.0), r"model\.head_gain=2\.0 .* undone by model\.init=lsuv"),
     (lambda: ModelConfig(init="lsuv", head_bias=1.0), r"model\.head_bias=1\.0 would be undone by model\.init=lsuv"),
     (lambda: ModelConfig(norm_noise=0.5), r"model\.norm_noise=0\.5 have no effect with model\.norm=none"),
+    (lambda: ModelConfig(dropconnect=1.0), r"model\.dropconnect=1\.0 must be at least 0 and less than 1$"),
+    (lambda: TrainConfig(l1_step="proximal"), r"train\.l1_step=proximal needs .*; given train\.l1=0\.0 and sgd"),
+    (
+        lambda: TrainConfig(l1_step="proximal", l1=0.1, optimizer="adam"),
+        r"train\.l1_step=proximal needs .* train\.optimizer=sgd; given train\.l1=0\.1 and adam",
+    ),
     (lambda: ModelConfig(depth=1), r"model\.depth=1 must be at least 2"),
     (lambda: DataConfig(label_noise=1.1), r"data\.label_noise=1\.1 must be at least 0 and at most 1"),
     (lambda: TrainConfig(lr=-1.0), r"train\.lr=-1\.0 must be at least 0"),

@@ -8,6 +8,7 @@ from torch import nn
 from depthlab import config as names
 from depthlab.config import ModelConfig, stream_seed
 from depthlab.nets import NormNoise, build, critical_gain, rescale, scales, weight_layers
+from depthlab.nets.dropconnect import DropConnectLinear
 from depthlab.nets.initialization import CRITICAL_GAINS, INITS
 
 IMAGES = {"channels": 3, "size": 8, "classes": 10}
@@ -229,7 +230,7 @@ def outputs(model, inputs):
     """Output of every weight layer, in double precision, of a training pass whose batch norm leaves no trace."""
     twin = copy.deepcopy(model).double().train()
     for module in twin.modules():
-        if isinstance(module, (nn.Dropout, NormNoise)):
+        if isinstance(module, (nn.Dropout, NormNoise, DropConnectLinear)):
             module.eval()
     found = []
     for _, layer in weight_layers(twin):
@@ -248,6 +249,7 @@ FACTORS = [
     {"activation": "tanh", "depth": 30},
     {"norm": "batch", "skip": "residual", "dropout": 0.3, "norm_noise": 0.5},
     {"norm": "layer", "skip": "preactivation"},
+    {"dropconnect": 0.3},
     {"skip": "highway"},
     {"family": "cnn", "width": 6, "stages": 3, "activation": "gelu"},
     {"family": "cnn", "width": 6, "stages": 3, "norm": "batch", "skip": "residual"},

@@ -48,8 +48,15 @@ EXPLODING = dataclasses.replace(
 )
 RESCALED = dataclasses.replace(MLP, model=ModelConfig(depth=4, width=8, init="lsuv", activation="tanh"))
 NOISY = dataclasses.replace(MLP, model=ModelConfig(depth=4, width=8, norm="batch", norm_affine=False, norm_noise=0.5))
+DROPPED = dataclasses.replace(
+    MLP,
+    model=ModelConfig(depth=4, width=8, dropconnect=0.3),
+    train=TrainConfig(steps=14, batch_size=20, eval_every=4, lr=0.01, l1=1e-3, l1_step="proximal"),
+    probes=ProbesConfig(every=3, names=("update_ratio", "weight_distribution")),
+)
 CONFIGS = {
     "mlp": MLP,
+    "dropconnect": DROPPED,
     "rescaled": RESCALED,
     "noisy": NOISY,
     "cnn": CNN,

@@ -17,7 +17,7 @@ import yaml
 
 from depthlab import data
 from depthlab.config import RunConfig, from_mapping
-from depthlab.probes import Reading
+from depthlab.probes import DISTRIBUTION, Reading, Row, weight_distribution
 from depthlab.runs import Run, Status, execute
 from depthlab.runs.store import COLUMNS
 from depthlab.runs.trial import Trial
@@ -101,6 +101,34 @@ def test_inactive_units_are_counted_over_the_whole_validation_split(tiny: RunCon
     inactive = table[table["probe"] == "validation_inactive_fraction"]
     assert list(zip(inactive["step"], inactive["depth"], strict=True)) == [(3, 1), (3, 2), (6, 1), (6, 2)]
     others = table[table["probe"] != "validation_inactive_fraction"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(others, execute(tiny, device=CPU).readings(), check_exact=True)
+
+
+@pytest.mark.parametrize("chosen", [3, 6])
+def test_weight_distribution_is_read_once_of_the_last_weights(
+    tiny: RunConfig, chosen: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever validation chose; those are loaded after the last update."""
+    monkeypatch.setattr(Trial, "_validate", lambda _self, done: Evaluation(1.0, 0.0 if done == chosen else 1.0))
+    trial = Trial(changed(tiny, "probes", names=(*tiny.probes.names, "weight_distribution")), CPU)
+    start = entries(weight_distribution(trial.layers))
+    table = trial.run()["readings"]
+    assert table[table["probe"] == "chosen_step"]["value"].tolist() == [chosen]
+    shares = table[table["probe"].isin(DISTRIBUTION)]
+    assert set(shares["step"]) == {6}
+    columns = [list(shares[name]) for name in ("layer", "depth", "probe", "value")]
+    found = sorted(zip(*columns, strict=True))
+    assert found != sorted(start)
+    assert (found == sorted(entries(weight_distribution(trial.layers)))) == (chosen == 6)
+
+
+def entries(rows: list[Row]) -> list[tuple[str, int, str, float]]:
+    return [(row.layer, row.depth, row.probe, row.value) for row in rows]
+
+
+def test_weight_distribution_changes_no_other_reading(tiny: RunConfig) -> None:
+    table = execute(changed(tiny, "probes", names=(*tiny.probes.names, "weight_distribution")), device=CPU).readings()
+    others = table[~table["probe"].isin(DISTRIBUTION)].reset_index(drop=True)
     pd.testing.assert_frame_equal(others, execute(tiny, device=CPU).readings(), check_exact=True)
 
 

@@ -83,6 +83,7 @@ def test_for_other_trainings(config: dict[str, Any], batches: BatchesMaker) -> N
 
 def test_for_noise_after_norms(batches: BatchesMaker) -> None:
     assert_same(batches(), {"norm": "batch", "norm_noise": 0.5})
+    assert_same(batches(), {"norm": "batch", "dropconnect": 0.5})
 
 
 def test_where_the_loss_is_not_a_number(batches: BatchesMaker) -> None:

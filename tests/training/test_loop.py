@@ -286,6 +286,52 @@ class TestGradients:
         assert (model.get_parameter("stem.norm.weight") == 1).all()
         assert (model.get_parameter("stem.linear.bias") == 0).all()
 
+    @pytest.mark.parametrize("momentum", [0.0, 0.9])
+    def test_proximal_l1_ends_at_the_minimum_of_loss_and_penalty(self, batches: BatchesMaker, momentum: float) -> None:
+        """Its conditions there: dL/dw = -l1 sign(w) where w is not 0, and |dL/dw| <= l1 where it is."""
+        model, stream, l1 = net(depth=2, activation="tanh"), batches(batch_size=96), 0.02
+        lr = 0.3 * (1 - momentum)
+        config: dict[str, Any] = {"batch_size": 96, "lr": lr, "momentum": momentum, "l1": l1, "l1_step": "proximal"}
+        run(model, stream, steps=4000, **config)
+        inputs, labels = stream[0]
+        F.cross_entropy(model(inputs), labels).backward()  # type: ignore[no-untyped-call]
+        zeros = 0
+        for _, layer in weight_layers(model):
+            weight, gradient = layer.weight.detach(), layer.weight.grad
+            assert gradient is not None
+            held = weight != 0
+            expected = -l1 * weight[held].sign()
+            torch.testing.assert_close(gradient[held], expected, rtol=0, atol=l1 / 20)
+            assert (gradient[~held].abs() <= l1 * 1.05).all()
+            zeros += int((~held).sum())
+        assert 100 < zeros < 12 * (64 + 10)
+
+    def test_proximal_l1_follows_the_schedule_and_takes_no_weight_past_zero(self, batches: BatchesMaker) -> None:
+        """A head of zeros that nothing moves off 0 keeps the loss out of the stem."""
+        model = net(bias=False)
+        with torch.no_grad():
+            model.get_parameter("head.linear.weight").zero_()
+        start = model.get_parameter("stem.linear.weight").detach().clone()
+        run(model, batches(), steps=4, lr=0.02, momentum=0.5, schedule="cosine", l1=0.5, l1_step="proximal")
+        total = sum(0.02 * (1 + math.cos(math.pi * step / 4)) / 2 * 0.5 / 0.5 for step in range(4))
+        expected = start.sign() * (start.abs() - total).clamp(min=0)
+        found = model.get_parameter("stem.linear.weight")
+        assert (model.get_parameter("head.linear.weight") == 0).all()
+        assert 0.05 < (found == 0).float().mean() < 0.95
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+    def test_proximal_l1_leaves_what_is_no_number(self) -> None:
+        weight = nn.Parameter(torch.tensor([math.nan, math.inf, -0.2, 0.05]))
+        loop.soft_threshold([weight], 0.1)
+        torch.testing.assert_close(weight.detach(), torch.tensor([math.nan, math.inf, -0.1, 0.0]), equal_nan=True)
+
+    def test_subgradient_l1_makes_no_weight_zero(self, batches: BatchesMaker) -> None:
+        model = net(depth=2)
+        run(model, batches(), steps=200, lr=0.05, l1=0.02)
+        sizes = torch.cat([layer.weight.detach().flatten().abs() for _, layer in weight_layers(model)])
+        assert (sizes > 0).all()
+        assert (sizes < 0.05).float().mean() > 0.5  # though it has made most of them small
+
 
 class TestPrecision:
     def test_bf16_runs_in_bf16_and_stays_near_float32(self, batches: BatchesMaker) -> None:

@@ -40,7 +40,7 @@ def assert_same_weights(model: nn.Module, other: nn.Module) -> None:
     torch.testing.assert_close(dict(model.state_dict()), dict(other.state_dict()), rtol=0, atol=0)
 
 
-RANDOM: list[dict[str, Any]] = [{"dropout": 0.4}, {"norm": "batch", "norm_noise": 0.5}]
+RANDOM: list[dict[str, Any]] = [{"dropout": 0.4}, {"norm": "batch", "norm_noise": 0.5}, {"dropconnect": 0.4}]
 
 
 @pytest.mark.parametrize("factors", RANDOM)

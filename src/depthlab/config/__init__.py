@@ -7,6 +7,7 @@ from depthlab.config.model import ACTIVATIONS, FAMILIES, INITS, NORMS, SKIPS, Mo
 from depthlab.config.ranges import PRUNERS, Choice, Interval, Range, Value, WholeInterval, declared, typed
 from depthlab.config.schema import PROTOCOL, RunConfig, describe_fields, flat, from_mapping, stream_seed
 from depthlab.config.train import (
+    L1_STEPS,
     LOSSES,
     OPTIMIZERS,
     PRECISIONS,
@@ -23,6 +24,7 @@ __all__ = [
     "ENGINES",
     "FAMILIES",
     "INITS",
+    "L1_STEPS",
     "LOSSES",
     "NORMS",
     "OPTIMIZERS",

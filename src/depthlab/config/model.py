@@ -40,6 +40,7 @@ class ModelConfig:
     head_gain: float = number(1.0, "factor of the head's initial weights")
     head_bias: float = number(0.0, "initial bias of the head's first class: a net that begins sure of one answer")
     dropout: float = number(0.0, "probability of dropping a hidden activation", below=1)
+    dropconnect: float = number(0.0, "probability of dropping a weight of a hidden layer at an update", below=1)
 
     def __post_init__(self) -> None:
         check_fields(self, "model")

@@ -14,6 +14,7 @@ OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("constant", "step", "cosine")
 LOSSES = ("cross_entropy", "mse", "brier")
 PRECISIONS = ("float32", "bf16")
+L1_STEPS = ("subgradient", "proximal")
 READ_BY_DEFAULT = (
     "grad_norm",
     "weight_norm",
@@ -25,7 +26,7 @@ READ_BY_DEFAULT = (
     "dead_fraction",
 )
 """Part of old runs' keys: a probe that is new is read when it is named, and never joins these."""
-PROBES = (*READ_BY_DEFAULT, "activation_sparsity", "validation_inactive_fraction")
+PROBES = (*READ_BY_DEFAULT, "activation_sparsity", "validation_inactive_fraction", "weight_distribution")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,7 @@ class TrainConfig:
     nesterov: bool = flag(False, "Nesterov's form of momentum")
     weight_decay: float = number(0.0, "L2 penalty of sgd and adam, decoupled decay of adamw")
     l1: float = number(0.0, "factor of the L1 penalty on the weights")
+    l1_step: str = choice("subgradient", L1_STEPS, "how its kink is met; proximal makes weights exactly 0 (sgd only)")
     clip_norm: float | None = number(None, "largest norm of the whole gradient (null: no clipping)")
     schedule: str = choice("constant", SCHEDULES, "how the learning rate falls")
     milestones: tuple[float, ...] = field(
@@ -60,6 +62,11 @@ class TrainConfig:
             raise ConfigError(
                 f"train.nesterov=true needs train.optimizer=sgd with momentum; given {self.optimizer} with "
                 f"train.momentum={self.momentum}"
+            )
+        if self.l1_step == "proximal" and (self.l1 == 0 or self.optimizer != "sgd"):
+            raise ConfigError(
+                f"train.l1_step=proximal needs train.l1 above 0 and train.optimizer=sgd; given train.l1={self.l1} and "
+                f"{self.optimizer}. Set both, or leave it at subgradient"
             )
         if self.warmup_steps >= self.steps:
             raise ConfigError(f"train.warmup_steps={self.warmup_steps} must be less than train.steps={self.steps}")

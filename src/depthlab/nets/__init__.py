@@ -2,10 +2,11 @@
 
 from depthlab.nets.families import Net, build
 from depthlab.nets.initialization import critical_gain, rescale, scales
-from depthlab.nets.layers import NormNoise, weight_layers
+from depthlab.nets.layers import STOCHASTIC, NormNoise, weight_layers
 from depthlab.nets.recomputation import allocate_gradients
 
 __all__ = [
+    "STOCHASTIC",
     "Net",
     "NormNoise",
     "allocate_gradients",

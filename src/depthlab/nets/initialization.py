@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from depthlab import theory
 from depthlab.config import ModelConfig
-from depthlab.nets.layers import LEAKY_SLOPE, VERY_LEAKY_SLOPE, NormNoise, WeightLayer, gates, weight_layers
+from depthlab.nets.layers import LEAKY_SLOPE, STOCHASTIC, VERY_LEAKY_SLOPE, WeightLayer, gates, weight_layers
 
 GATE_BIAS = -2.0
 """Where gates start, below zero as Srivastava et al. 2015 advise: sigmoid(-2) lets 0.12 of the branch through."""
@@ -97,12 +97,12 @@ def rescale(model: nn.Module, inputs: Tensor) -> None:
     biases z is linear in the layer's weight, so that one division is exact and one pass is enough for all layers.
 
     inputs: a batch of training data, (b, channels, size, size). Batch norm normalizes by this batch and keeps its
-    running statistics; dropout and noise are off; gates of highways stay as they are. Raises ValueError on biases that
-    are not 0 and on a layer whose output is constant or not finite.
+    running statistics; dropout, DropConnect and noise are off; gates of highways stay as they are. Raises ValueError on
+    biases that are not 0 and on a layer whose output is constant or not finite.
     """
     twin = copy.deepcopy(model).train()
     for module in twin.modules():
-        if isinstance(module, (nn.Dropout, NormNoise)):
+        if isinstance(module, STOCHASTIC):
             module.eval()
     for (name, copied), (_, layer) in zip(weight_layers(twin), weight_layers(model), strict=True):
         copied.register_forward_hook(_unit_variance(name, layer))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from depthlab.config import ModelConfig
+from depthlab.nets.dropconnect import DropConnectConv2d, DropConnectLinear
 
 WeightLayer = nn.Linear | nn.Conv2d
 
@@ -78,6 +79,9 @@ class NormNoise(nn.Module):
         return f"strength={self.strength}"
 
 
+STOCHASTIC = (nn.Dropout, NormNoise, DropConnectLinear, DropConnectConv2d)
+"""Modules whose training mode draws random numbers at every forward pass."""
+
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "sigmoid": nn.Sigmoid,
     "tanh": nn.Tanh,
@@ -130,7 +134,7 @@ class Parts:
 
     def weight(self, hop: Hop) -> dict[str, nn.Module]:
         """A weight layer under the name of its kind."""
-        return {"linear" if self.config.family == "mlp" else "conv": self._weight(hop, bias=self.config.bias)}
+        return {"linear" if self.config.family == "mlp" else "conv": self._hidden(hop)}
 
     def gate(self, hop: Hop) -> WeightLayer:
         """A weight layer that always has a bias."""
@@ -151,6 +155,15 @@ class Parts:
     def dropout(self) -> nn.Module | None:
         """Dropout of single values."""
         return nn.Dropout(self.config.dropout) if self.config.dropout > 0 else None
+
+    def _hidden(self, hop: Hop) -> WeightLayer:
+        """A weight layer before the head, with the DropConnect that is asked for."""
+        p, bias = self.config.dropconnect, self.config.bias
+        if p == 0:
+            return self._weight(hop, bias=bias)
+        if self.config.family == "mlp":
+            return DropConnectLinear(hop.inputs, hop.outputs, p=p, bias=bias)
+        return DropConnectConv2d(hop.inputs, hop.outputs, p=p, stride=hop.stride, bias=bias)
 
     def _weight(self, hop: Hop, *, bias: bool) -> WeightLayer:
         """A fully connected layer, or a 3x3 convolution that keeps the resolution at stride 1."""

@@ -1,6 +1,7 @@
 """The instrument: numbers of tensors, read where a network computes them. Needs torch only."""
 
 from depthlab.probes.catalogue import PROBES, Probe, Readout, known
+from depthlab.probes.distribution import DISTRIBUTION, weight_distribution
 from depthlab.probes.measure import Measured, measure
 from depthlab.probes.parameters import Parameters, Weight, candidate_weights, in_order_of_data, unwrapped
 from depthlab.probes.predict import Prediction, Slope, predict
@@ -25,6 +26,7 @@ from depthlab.probes.trace import Trace
 from depthlab.probes.window import InactiveUnits
 
 __all__ = [
+    "DISTRIBUTION",
     "PROBES",
     "InactiveUnits",
     "Measured",
@@ -57,4 +59,5 @@ __all__ = [
     "sparsity",
     "std",
     "unwrapped",
+    "weight_distribution",
 ]

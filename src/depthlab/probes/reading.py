@@ -46,8 +46,8 @@ class Reading:
 
     model: any module whose forward pass runs the layers.
     layers: its weight layers (Linear, Conv), with names, in the order data flows.
-    probes: names out of `depthlab.config.PROBES`. Those of more data than one update's have other readers
-        (`InactiveUnits`) and are passed over here.
+    probes: names out of `depthlab.config.PROBES`. Those of more data or times than one update's have other readers
+        (`InactiveUnits`, `weight_distribution`) and are passed over here.
     ValueError on another name, or a layer that is no part of the model; TypeError on a layer without a weight.
 
     `backward_norm` is the norm of dL/dz, the gradient with respect to a weight layer's own output, over the whole

@@ -14,7 +14,7 @@ import torch
 
 from depthlab import data, nets
 from depthlab.config import DataConfig, RunConfig, TrainConfig
-from depthlab.probes import InactiveUnits, Row
+from depthlab.probes import InactiveUnits, Row, weight_distribution
 from depthlab.runs.checkpoints import Checkpoints
 from depthlab.runs.interrupts import Stop, Stopped
 from depthlab.runs.progress import tell
@@ -198,6 +198,8 @@ class Trial:
         """Reads the test set, once: with the last weights and with those that validation chose."""
         assert self.chosen is not None
         assert self.validation_error is not None
+        if "weight_distribution" in self.config.probes.names:
+            self._keep(done, weight_distribution(self.layers))
         part = self.splits.train.first(len(self.splits.validation))
         last, training = self.evaluate(self.splits.test), self.evaluate(part)
         chosen = last

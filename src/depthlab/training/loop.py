@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from depthlab.config import ProbesConfig, TrainConfig, stream_seed
 from depthlab.data import Batches
-from depthlab.nets import NormNoise, allocate_gradients
+from depthlab.nets import STOCHASTIC, allocate_gradients
 from depthlab.probes import Reading, Row
 from depthlab.training.optimizers import build_optimizer, learning_rate
 
@@ -56,12 +56,12 @@ def train(
     model: one of `depthlab.nets`, if the configuration asks for activation checkpointing; else any.
     optimizer: that of the updates before `start`; a new one, without momentum, if there is none.
 
-    Everything random in an update is a function of (seed, step): the batch and its augmentation, and dropout and noise,
-    for which torch's global generator is seeded anew at each update.
+    Everything random in an update is a function of (seed, step): the batch and its augmentation, and dropout,
+    DropConnect and noise, for which torch's global generator is seeded anew at each update.
     """
     optimizer = optimizer or build_optimizer(model, config)
     weights = [layer.get_parameter("weight") for _, layer in layers]
-    is_random = any(isinstance(module, (nn.Dropout, NormNoise)) for module in model.modules())
+    is_random = any(isinstance(module, STOCHASTIC) for module in model.modules())
     forward = partial(model, activation_checkpointing=True) if config.activation_checkpointing else model
     gradients = allocate_gradients(model) if config.activation_checkpointing else None
     model.train()
@@ -79,11 +79,13 @@ def train(
             loss.backward()  # type: ignore[no-untyped-call]
         if reading:
             reading.before_update()
-        if config.l1:
+        if config.l1 and config.l1_step == "subgradient":
             add_l1_gradient(weights, config.l1)
         if config.clip_norm is not None:
             nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
         optimizer.step()
+        if config.l1_step == "proximal":
+            soft_threshold(weights, learning_rate(config, step) * config.l1 / (1 - config.momentum))
         if gradients is None:
             optimizer.zero_grad(set_to_none=True)
         else:
@@ -121,6 +123,20 @@ def add_l1_gradient(weights: Iterable[nn.Parameter], factor: float) -> None:
     for weight in weights:
         if weight.grad is not None:
             weight.grad.add_(weight.sign(), alpha=factor)
+
+
+@torch.no_grad()
+def soft_threshold(weights: Iterable[nn.Parameter], by: float) -> None:
+    """Moves each weight towards 0 by so much, and no further: sign(w) max(|w| - by, 0), in place.
+
+    It is the proximal step of the penalty by * sum |w|: after a gradient step of the rest of the loss it descends the
+    sum of both, and weights that the data do not hold up come to be exactly 0 (Duchi & Singer 2009, FOBOS; Tsuruoka et
+    al. 2009 clip at 0 the penalty that a weight has been owed so far). A subgradient step carries them over 0 and back.
+    With momentum m the loss moves a weight by lr / (1 - m) times a gradient that lasts: lr l1 / (1 - m) is the
+    threshold that keeps the minimum of loss + l1 sum |w| where it is.
+    """
+    for weight in weights:
+        weight.sub_(weight.clamp(-by, by))  # NaN stays NaN
 
 
 def forward_precision(config: TrainConfig, device: torch.device) -> torch.autocast:

@@ -39,6 +39,9 @@ DEFAULTS = {
     "data.name": "digits",
     "data.train_size": None,
     "data.validation_fraction": 0.1,
+    "data.pool_size": None,
+    "data.folds": None,
+    "data.fold": 0,
     "data.split_seed": 0,
     "data.crop_padding": 0,
     "data.flip": False,
@@ -119,6 +122,9 @@ OTHERS: dict[str, list[Any]] = {
     "data.name": list(DATASETS),
     "data.train_size": [None, 200, 500],
     "data.validation_fraction": [0.1, 0.25],
+    "data.pool_size": [None, 600, 1000],
+    "data.folds": [None, 2, 5],
+    "data.fold": [0, 1],
     "data.split_seed": [0, 1],
     "data.crop_padding": [0, 4],
     "data.flip": [False, True],
@@ -227,6 +233,7 @@ def test_each_field_enters_the_key(name: str) -> None:
         "model.norm_affine": normalized,
         "model.norm_noise": normalized,
         "train.l1_step": {"train.l1": 1e-4},
+        "data.fold": {"data.folds": 5},
     }.get(name, {})
     keys = set()
     for value in OTHERS[name]:
@@ -298,6 +305,19 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
         r"data\.validation_fraction=0\.999 leaves 1 images of digits to train on and 1437 to validate on; .* 0\.1",
     ),
     (lambda: DataConfig(validation_fraction=0.0), r"data\.validation_fraction=0\.0 leaves .* and 0 to validate on"),
+    (lambda: DataConfig(pool_size=9), r"data\.pool_size=9 must be between 10 .* and 1438"),
+    (lambda: DataConfig(pool_size=1439), r"data\.pool_size=1439 must be between 10 .* and 1438"),
+    (lambda: DataConfig(pool_size=100, train_size=91), r"data\.train_size=91 must be between 10 .* and 90"),
+    (lambda: DataConfig(fold=1), r"data\.fold=1 has no effect without data\.folds; set both"),
+    (lambda: DataConfig(folds=1), r"data\.folds=1 must be at least 2"),
+    (lambda: DataConfig(folds=5, fold=5), r"data\.fold=5 must be less than data\.folds=5"),
+    (lambda: DataConfig(folds=1429), r"data\.folds=1429 is too many for 1438 images; choose at most 1428"),
+    (lambda: DataConfig(pool_size=12, folds=3), r"data\.folds=3 is too many for 12 images; choose at most 2"),
+    (
+        lambda: DataConfig(folds=5, validation_fraction=0.2),
+        r"validation_fraction=0\.2 and data\.folds=5 both say .*; leave validation_fraction at 0\.1 or folds at null",
+    ),
+    (lambda: DataConfig(folds=5, train_size=1151), r"data\.train_size=1151 must be between 10 .* and 1150"),
     (lambda: DataConfig(train_size=9), r"data\.train_size=9 must be between 10 .* and 1294"),
     (lambda: DataConfig(train_size=1295), r"data\.train_size=1295 must be between 10 .* and 1294"),
     (

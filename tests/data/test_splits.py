@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from depthlab.config import DATASETS, DataConfig
+from depthlab.config import DATASETS, DataConfig, stream_seed
 from depthlab.data import DataError, Images, load
 from depthlab.data.built_in import digits
 from depthlab.data.splits import channel_statistics, noisy, split_indices
@@ -54,6 +54,75 @@ def test_subsets_are_balanced_nested_and_share_the_validation_part(one, two, see
 def test_the_largest_subset_is_all_that_is_left():
     everything, _ = split_indices(DIGITS, 6, DataConfig())
     assert torch.equal(split_indices(DIGITS, 6, DataConfig(train_size=1294))[0], everything)
+
+
+def folds_of(size: int | None, count: int, seed: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Training and validation part of each fold, as large as the configuration says."""
+    found = []
+    for fold in range(count):
+        config = DataConfig(pool_size=size, folds=count, fold=fold, split_seed=seed)
+        training, validation = split_indices(DIGITS, 6, config)
+        assert (len(training), len(validation)) == (config.training_images, config.validation_images)
+        found.append((training, validation))
+    return found
+
+
+@given(st.none() | st.integers(30, 1438), st.integers(2, 20), st.integers(0, 10**6))
+@settings(max_examples=40, deadline=None)
+def test_folds_are_a_partition_with_counts_that_differ_by_at_most_one(size, count, seed):
+    """Each image of the pool is validation once, and is trained on in all other folds."""
+    found = folds_of(size, count, seed)
+    pools = [torch.cat(parts).sort().values for parts in found]
+    assert all(torch.equal(pool, pools[0]) for pool in pools)
+    assert len(set(pools[0].tolist())) == len(pools[0]) == (size or 1438)
+    validation = [part for _, part in found]
+    assert torch.equal(torch.cat(validation).sort().values, pools[0])
+    for counts in (
+        torch.stack([torch.bincount(DIGITS[part], minlength=6) for part in validation]),
+        torch.tensor([[len(part)] for part in validation]),
+    ):
+        assert (counts.max(0).values - counts.min(0).values <= 1).all()
+
+
+def test_folds_are_those_of_dealing_out_cards():
+    """Built image by image: shuffled, sorted into classes, and dealt to the folds in turn."""
+    shuffled = torch.randperm(1438, generator=torch.Generator().manual_seed(stream_seed(3, "split"))).tolist()
+    dealt: list[list[int]] = [[] for _ in range(7)]
+    for turn, image in enumerate(sorted(shuffled, key=lambda image: DIGITS[image].item())):
+        dealt[turn % 7].append(image)
+    for fold, (training, validation) in enumerate(folds_of(None, 7, 3)):
+        assert validation.tolist() == sorted(dealt[fold])
+        assert training.tolist() == sorted(set(range(1438)) - set(dealt[fold]))
+
+
+@given(st.integers(30, 1438), st.integers(30, 1438), st.integers(0, 10**6))
+@settings(max_examples=40, deadline=None)
+def test_pools_are_balanced_and_nested(one, two, seed):
+    small, large = (
+        torch.cat(split_indices(DIGITS, 6, DataConfig(pool_size=size, split_seed=seed))) for size in sorted((one, two))
+    )
+    assert (len(small), len(large)) == tuple(sorted((one, two)))
+    assert set(small.tolist()) <= set(large.tolist())
+    counts = torch.bincount(DIGITS[small], minlength=6)
+    used_up = counts == torch.bincount(DIGITS)
+    assert ((counts >= counts.max() - 1) | used_up).all()
+
+
+def test_validation_is_cut_from_the_pool_and_subsets_from_what_is_left():
+    training, validation = split_indices(DIGITS, 6, DataConfig(pool_size=600, validation_fraction=0.25, train_size=90))
+    whole, same = split_indices(DIGITS, 6, DataConfig(pool_size=600, validation_fraction=0.25))
+    assert (len(training), len(validation), len(whole)) == (90, 150, 450)
+    assert torch.equal(validation, same)
+    assert set(training.tolist()) < set(whole.tolist())
+
+
+def test_splits_of_old_runs_are_frozen():
+    """Sums of positions, as they were before there were pools and folds."""
+    found = [
+        [int((part * torch.arange(1, len(part) + 1)).sum()) for part in split_indices(DIGITS, 6, config)]
+        for config in (DataConfig(), DataConfig(split_seed=3, train_size=200, validation_fraction=0.25))
+    ]
+    assert found == [[805009786, 9712352], [19993887, 62125648]]
 
 
 def test_split_seed_chooses_the_split():

@@ -35,6 +35,9 @@ class DataConfig:
     name: str = choice("digits", tuple(DATASETS), "data set")
     train_size: int | None = number(None, "class-balanced subset of the training part (null: all)", low=1)
     validation_fraction: float = number(0.1, "share of the training data cut off to choose models on", below=1)
+    pool_size: int | None = number(None, "class-balanced subset that training and validation share (null: all)", low=1)
+    folds: int | None = number(None, "cross-validation: parts of the training data (null: validation_fraction)", low=2)
+    fold: int = number(0, "cross-validation: which part is validation, from 0")
     split_seed: int = number(0, "which validation split and subset; apart from seed, so that seeds share them")
     crop_padding: int = number(0, "pad by this many pixels, then crop at random to the old size")
     flip: bool = flag(False, "mirror left to right at random")
@@ -44,6 +47,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         check_fields(self, "data")
         facts = DATASETS[self.name]
+        self._check_parts(facts)
         if self.crop_padding >= facts.size:
             raise ConfigError(
                 f"data.crop_padding={self.crop_padding} is too large for {self.name} images of {facts.size} pixels; "
@@ -53,8 +57,17 @@ class DataConfig:
             raise ConfigError(
                 f"data.cutout={self.cutout} is larger than {self.name} images; choose at most {facts.size}"
             )
-        validation = round(self.validation_fraction * facts.train)
-        left = facts.train - validation
+
+    def _check_parts(self, facts: DatasetFacts) -> None:
+        pool = self.pool_size or facts.train
+        if not facts.classes <= pool <= facts.train:
+            raise ConfigError(
+                f"data.pool_size={pool} must be between {facts.classes} (one image a class) and {facts.train} (the "
+                f"training images of {self.name})"
+            )
+        self._check_folds(facts, pool)
+        validation = self.validation_images
+        left = pool - validation
         if left < facts.classes or validation < 1:
             raise ConfigError(
                 f"data.validation_fraction={self.validation_fraction} leaves {left} images of {self.name} to train on "
@@ -66,8 +79,34 @@ class DataConfig:
                 f"(what the validation split leaves of {self.name})"
             )
 
+    def _check_folds(self, facts: DatasetFacts, pool: int) -> None:
+        if self.folds is None:
+            if self.fold:
+                raise ConfigError(f"data.fold={self.fold} has no effect without data.folds; set both, or neither")
+            return
+        if self.validation_fraction != DataConfig.validation_fraction:
+            raise ConfigError(
+                f"data.validation_fraction={self.validation_fraction} and data.folds={self.folds} both say which "
+                f"images are validation; leave validation_fraction at {DataConfig.validation_fraction} or folds at null"
+            )
+        if self.fold >= self.folds:
+            raise ConfigError(
+                f"data.fold={self.fold} must be less than data.folds={self.folds}: folds are counted from 0"
+            )
+        if self.folds > pool - facts.classes:
+            raise ConfigError(
+                f"data.folds={self.folds} is too many for {pool} images; choose at most {pool - facts.classes}"
+            )
+
+    @property
+    def validation_images(self) -> int:
+        """How many images are validated on."""
+        pool = self.pool_size or DATASETS[self.name].train
+        if self.folds is None:
+            return round(self.validation_fraction * pool)
+        return len(range(self.fold, pool, self.folds))
+
     @property
     def training_images(self) -> int:
         """How many images are trained on."""
-        facts = DATASETS[self.name]
-        return self.train_size or facts.train - round(self.validation_fraction * facts.train)
+        return self.train_size or (self.pool_size or DATASETS[self.name].train) - self.validation_images

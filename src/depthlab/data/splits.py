@@ -69,10 +69,13 @@ class Splits:
 def load(config: DataConfig, device: torch.device) -> Splits:
     """The data set of the configuration, cut into its parts, on the device.
 
-    Validation holds round(validation_fraction * n) of the n training images, each class in its share. train_size
-    takes a class-balanced part of the rest: counts differ by at most one while every class has images left, and a
-    larger part holds every smaller one. label_noise then replaces round(label_noise * n) of its labels, each by one of
-    the other classes at random. All three depend on split_seed alone. Test images and labels are the data set's own.
+    pool_size takes a class-balanced part of the training images: counts differ by at most one while every class has
+    images left, and a larger part holds every smaller one. Of its n images validation holds round(validation_fraction
+    * n), each class in its share; or, in cross-validation, the fold of that number: folds have no image in common and
+    hold all of the pool together, and the sizes of two folds, and their counts of a class, differ by at most one.
+    train_size takes a part of the rest as pool_size does. label_noise then replaces round(label_noise * n) of its
+    labels, each by one of the other classes at random. All of it depends on split_seed alone. Test images and labels
+    are the data set's own.
 
     On the CPU training and validation are an index into one pool, the mapped file if there is one, so that processes
     share its memory; on another device each part has its own images.
@@ -99,14 +102,33 @@ def split_indices(labels: Tensor, classes: int, config: DataConfig) -> tuple[Ten
     """Which of the training images are trained on and which are validation: two ascending int64 vectors."""
     stream = torch.Generator().manual_seed(stream_seed(config.split_seed, "split"))
     shuffled = torch.randperm(len(labels), generator=stream)
-    label = labels[shuffled]
-    rank = _rank_in_class(label, classes)
-    cut = _shares(torch.bincount(label, minlength=classes), round(config.validation_fraction * len(labels)))[label]
-    validation, rest = shuffled[rank < cut], shuffled[rank >= cut]
-    # Taking the first of each class, then the second of each, ... makes every size balanced and the sizes nested.
-    turn = ((rank - cut) * classes + label)[rank >= cut]
-    training = rest[turn.argsort()[: config.train_size]]
+    pool = shuffled[_balanced(labels[shuffled], classes, config.pool_size)]
+    if config.folds is None:
+        chosen = _share_of_each_class(labels[pool], classes, config.validation_fraction)
+    else:
+        chosen = _fold_of_each(labels[pool], config.folds) == config.fold
+    validation, rest = pool[chosen], pool[~chosen]
+    training = rest[_balanced(labels[rest], classes, config.train_size)]
     return training.sort().values, validation.sort().values
+
+
+def _share_of_each_class(labels: Tensor, classes: int, fraction: float) -> Tensor:
+    """True, (n,), for round(fraction * n) images: the first of each class, in its share."""
+    cut = _shares(torch.bincount(labels, minlength=classes), round(fraction * len(labels)))
+    return _rank_in_class(labels, classes) < cut[labels]
+
+
+def _fold_of_each(labels: Tensor, folds: int) -> Tensor:
+    """The fold of each image, (n,): dealt out class after class, without a new start for each class."""
+    fold = torch.empty_like(labels)
+    fold[labels.argsort(stable=True)] = torch.arange(len(labels)) % folds
+    return fold
+
+
+def _balanced(labels: Tensor, classes: int, size: int | None) -> Tensor:
+    """Ascending positions of so many images: the first of each class, then the second, ..., so that sizes nest."""
+    turn = _rank_in_class(labels, classes) * classes + labels
+    return turn.argsort()[:size].sort().values
 
 
 def noisy(labels: Tensor, classes: int, config: DataConfig) -> Tensor:

@@ -43,6 +43,7 @@ DEFAULTS = {
     "data.folds": None,
     "data.fold": 0,
     "data.split_seed": 0,
+    "data.part": 0,
     "data.crop_padding": 0,
     "data.flip": False,
     "data.cutout": 0,
@@ -126,6 +127,7 @@ OTHERS: dict[str, list[Any]] = {
     "data.folds": [None, 2, 5],
     "data.fold": [0, 1],
     "data.split_seed": [0, 1],
+    "data.part": [0, 1, 2],
     "data.crop_padding": [0, 4],
     "data.flip": [False, True],
     "data.cutout": [0, 8],
@@ -228,6 +230,7 @@ def test_each_field_enters_the_key(name: str) -> None:
     """Alone, beside the settings that it needs to have an effect at all."""
     gaussian, normalized = {"model.init": "gaussian"}, {"model.norm": "batch"}
     needed = {
+        "data.part": {"data.train_size": 200},
         "model.sigma_w": gaussian,
         "model.sigma_b": gaussian,
         "model.norm_affine": normalized,
@@ -320,6 +323,11 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: DataConfig(folds=5, train_size=1151), r"data\.train_size=1151 must be between 10 .* and 1150"),
     (lambda: DataConfig(train_size=9), r"data\.train_size=9 must be between 10 .* and 1294"),
     (lambda: DataConfig(train_size=1295), r"data\.train_size=1295 must be between 10 .* and 1294"),
+    (lambda: DataConfig(part=1), r"data\.part=1 needs subsets to choose from; set data\.train_size, or .* at 0"),
+    (
+        lambda: DataConfig(train_size=250, part=5),
+        r"data\.part=5 is beyond the 1294 images .* of digits; with data\.train_size=250 the last part is 4",
+    ),
     (
         lambda: ModelConfig(depth=21, skip="residual"),
         r"model\.depth=21 does not fit model\.skip=residual: .*; choose 20 or 22",
@@ -374,6 +382,7 @@ def test_refusals_say_what_was_given_and_what_to_change(make: Callable[[], Any],
         lambda: DataConfig(crop_padding=7, cutout=8),
         lambda: DataConfig(train_size=10),
         lambda: DataConfig(train_size=1294),
+        lambda: DataConfig(train_size=250, part=4),
         lambda: ModelConfig(depth=2, skip="residual"),
         lambda: ModelConfig(depth=8, family="cnn"),
         lambda: ModelConfig(depth=26, family="cnn"),

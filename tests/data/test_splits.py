@@ -51,6 +51,32 @@ def test_subsets_are_balanced_nested_and_share_the_validation_part(one, two, see
         assert counts.max() - counts.min() <= 1
 
 
+@given(st.integers(10, 250), st.integers(0, 10**6))
+@settings(max_examples=40, deadline=None)
+def test_parts_are_disjoint_and_balanced_and_part_0_is_the_subset(size, seed):
+    config = DataConfig(train_size=size, split_seed=seed)
+    few, validation = split_indices(DIGITS, 6, config)
+    parts = []
+    for part in range(5):
+        training, same = split_indices(DIGITS, 6, DataConfig(train_size=size, split_seed=seed, part=part))
+        assert torch.equal(validation, same)
+        assert len(training) == size
+        if 6 * size * (part + 1) <= 1294:  # classes are unequal: beyond, the small ones have run out
+            counts = torch.bincount(DIGITS[training], minlength=6)
+            assert counts.max() - counts.min() <= 1
+        parts.append(training)
+    assert torch.equal(parts[0], few)
+    assert len(torch.cat([validation, *parts]).unique()) == len(validation) + 5 * size
+
+
+def test_noise_of_one_part_says_nothing_of_that_of_another():
+    labels = torch.zeros(1000).long()
+    one, two = (noisy(labels, 10, DataConfig(train_size=200, label_noise=0.5, part=part)) for part in (1, 2))
+    both = ((one > 0) & (two > 0)).sum()
+    assert abs(int(both) - 250) < 40  # of 1000, half of them twice: 250 +- 8 if independent, 500 if the same
+    assert torch.equal(one, noisy(labels, 10, DataConfig(train_size=200, label_noise=0.5, part=1)))
+
+
 def test_the_largest_subset_is_all_that_is_left():
     everything, _ = split_indices(DIGITS, 6, DataConfig())
     assert torch.equal(split_indices(DIGITS, 6, DataConfig(train_size=1294))[0], everything)

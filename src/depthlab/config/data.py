@@ -39,6 +39,7 @@ class DataConfig:
     folds: int | None = number(None, "cross-validation: parts of the training data (null: validation_fraction)", low=2)
     fold: int = number(0, "cross-validation: which part is validation, from 0")
     split_seed: int = number(0, "which validation split and subset; apart from seed, so that seeds share them")
+    part: int = number(0, "which of the disjoint subsets of train_size images; models of all parts show variance")
     crop_padding: int = number(0, "pad by this many pixels, then crop at random to the old size")
     flip: bool = flag(False, "mirror left to right at random")
     cutout: int = number(0, "side of a random square set to the mean colour")
@@ -77,6 +78,15 @@ class DataConfig:
             raise ConfigError(
                 f"data.train_size={self.train_size} must be between {facts.classes} (one image a class) and {left} "
                 f"(what the validation split leaves of {self.name})"
+            )
+        if self.part and self.train_size is None:
+            raise ConfigError(
+                f"data.part={self.part} needs subsets to choose from; set data.train_size, or leave data.part at 0"
+            )
+        if self.train_size is not None and (self.part + 1) * self.train_size > left:
+            raise ConfigError(
+                f"data.part={self.part} is beyond the {left} images that the validation split leaves of {self.name}; "
+                f"with data.train_size={self.train_size} the last part is {left // self.train_size - 1}"
             )
 
     def _check_folds(self, facts: DatasetFacts, pool: int) -> None:

@@ -26,7 +26,13 @@ READ_BY_DEFAULT = (
     "dead_fraction",
 )
 """Part of old runs' keys: a probe that is new is read when it is named, and never joins these."""
-PROBES = (*READ_BY_DEFAULT, "activation_sparsity", "validation_inactive_fraction", "weight_distribution")
+PROBES = (
+    *READ_BY_DEFAULT,
+    "activation_sparsity",
+    "validation_inactive_fraction",
+    "weight_distribution",
+    "test_residual",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -73,9 +73,10 @@ def load(config: DataConfig, device: torch.device) -> Splits:
     images left, and a larger part holds every smaller one. Of its n images validation holds round(validation_fraction
     * n), each class in its share; or, in cross-validation, the fold of that number: folds have no image in common and
     hold all of the pool together, and the sizes of two folds, and their counts of a class, differ by at most one.
-    train_size takes a part of the rest as pool_size does. label_noise then replaces round(label_noise * n) of its
-    labels, each by one of the other classes at random. All of it depends on split_seed alone. Test images and labels
-    are the data set's own.
+    train_size takes a part of the rest as pool_size does; part counts such subsets, from 0: no two of them share an
+    image. label_noise then replaces round(label_noise * n) of its labels, each by one of the other classes at random,
+    in each part by a stream of its own. All of it depends on split_seed alone. Test images and labels are the data
+    set's own.
 
     On the CPU training and validation are an index into one pool, the mapped file if there is one, so that processes
     share its memory; on another device each part has its own images.
@@ -108,7 +109,7 @@ def split_indices(labels: Tensor, classes: int, config: DataConfig) -> tuple[Ten
     else:
         chosen = _fold_of_each(labels[pool], config.folds) == config.fold
     validation, rest = pool[chosen], pool[~chosen]
-    training = rest[_balanced(labels[rest], classes, config.train_size)]
+    training = rest[_balanced(labels[rest], classes, config.train_size, config.part)]
     return training.sort().values, validation.sort().values
 
 
@@ -125,15 +126,21 @@ def _fold_of_each(labels: Tensor, folds: int) -> Tensor:
     return fold
 
 
-def _balanced(labels: Tensor, classes: int, size: int | None) -> Tensor:
-    """Ascending positions of so many images: the first of each class, then the second, ..., so that sizes nest."""
+def _balanced(labels: Tensor, classes: int, size: int | None, part: int = 0) -> Tensor:
+    """Ascending positions of so many images, after those of earlier parts.
+
+    It takes the first of each class, then the second of each, ..., so that every size is balanced and sizes nest.
+    """
     turn = _rank_in_class(labels, classes) * classes + labels
-    return turn.argsort()[:size].sort().values
+    size = len(labels) if size is None else size
+    return turn.argsort()[part * size : (part + 1) * size].sort().values
 
 
 def noisy(labels: Tensor, classes: int, config: DataConfig) -> Tensor:
     """The labels, round(label_noise * n) of them replaced by one of the other classes, each as likely."""
-    stream = torch.Generator().manual_seed(stream_seed(config.split_seed, "label_noise"))
+    # Part 0 has the stream that training sets had before there were parts.
+    name = f"label_noise/{config.part}" if config.part else "label_noise"
+    stream = torch.Generator().manual_seed(stream_seed(config.split_seed, name))
     changed = torch.randperm(len(labels), generator=stream)[: round(config.label_noise * len(labels))]
     shift = torch.randint(1, classes, (len(changed),), generator=stream)
     replaced = labels.clone()

@@ -19,7 +19,7 @@ from depthlab.runs.checkpoints import Checkpoints
 from depthlab.runs.interrupts import Stop, Stopped
 from depthlab.runs.progress import tell
 from depthlab.runs.store import COLUMNS, Status
-from depthlab.training import Evaluation, Update, build_optimizer, evaluate, train
+from depthlab.training import Evaluation, Update, build_optimizer, evaluate, residuals, train
 
 NETWORK = "network"
 """The layer name of readings of the whole network; their depth is 0."""
@@ -28,6 +28,12 @@ FETCH_EVERY = 50
 """Losses are fetched from the device, and looked at for divergence, in blocks of this many updates."""
 
 EVALUATION_BATCH = 500
+
+RESIDUAL_IMAGES = 100
+"""Test images whose residuals are kept by the probe test_residual: the first ones."""
+
+RESIDUAL_DIGITS = 3
+"""Significant digits of them. Bias and variance need no more, and a table of thousands of numbers is a third as large."""
 
 Progress = Callable[[int, float | None, float | None], None]
 """Called with the number of updates done, and the last loss and validation error that are known."""
@@ -202,6 +208,8 @@ class Trial:
             self._keep(done, weight_distribution(self.layers))
         part = self.splits.train.first(len(self.splits.validation))
         last, training = self.evaluate(self.splits.test), self.evaluate(part)
+        if "test_residual" in self.config.probes.names:
+            self._note_residuals(done)
         chosen = last
         if self.chosen.step != done:
             self.model.load_state_dict(self.chosen.weights)
@@ -233,6 +241,15 @@ class Trial:
             images, batch_size=EVALUATION_BATCH, mean=self.splits.mean, std=self.splits.std
         )
         return evaluate(self.model, batches, self.config.train)
+
+    def _note_residuals(self, done: int) -> None:
+        """Outputs minus labels of single test images, with the last weights; a row's layer is test.IMAGE.CLASS."""
+        images, labels = self.splits.test[:RESIDUAL_IMAGES]
+        inputs = data.normalize(images, self.splits.mean, self.splits.std)
+        for image, outputs in enumerate(residuals(self.model, inputs, labels, self.config.train).tolist()):
+            for label, residual in enumerate(outputs):
+                rounded = float(f"{residual:.{RESIDUAL_DIGITS}g}")
+                self.rows.append((done, f"test.{image}.{label}", 0, "test_residual", rounded))
 
     def _note(self, step: int, probe: str, value: float) -> None:
         self.rows.append((step, NETWORK, 0, probe, value))

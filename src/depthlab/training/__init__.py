@@ -1,6 +1,6 @@
 """The loop, optimisers, schedules, and the machine they run on."""
 
-from depthlab.training.loop import Evaluation, Update, evaluate, train
+from depthlab.training.loop import Evaluation, Update, evaluate, residuals, train
 from depthlab.training.machine import available_cores, prepare_process, resolve_device
 from depthlab.training.optimizers import build_optimizer, learning_rate
 
@@ -12,6 +12,7 @@ __all__ = [
     "evaluate",
     "learning_rate",
     "prepare_process",
+    "residuals",
     "resolve_device",
     "train",
 ]

@@ -24,6 +24,7 @@ CONDITIONS = {
     "normalization": ["model.norm", "model.norm_affine", "model.norm_noise", "model.skip"],
     "quickstart": ["model.activation", "model.init"],
     "activations": ["model.activation", "model.sigma_w", "train.lr"],
+    "bias_variance": ["model.width", "data.label_noise"],
     "losses": ["train.loss", "model.head_bias", "train.lr"],
 }
 """The settings in which the compared runs differ."""

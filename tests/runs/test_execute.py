@@ -148,24 +148,25 @@ def test_inactive_units_are_those_of_the_evaluated_weights(tiny: RunConfig) -> N
 
 
 @pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
-def test_residuals_are_outputs_minus_labels_of_the_last_weights_to_three_digits(tiny: RunConfig, loss: str) -> None:
+def test_residuals_are_outputs_minus_labels_of_the_last_weights_to_two_digits(tiny: RunConfig, loss: str) -> None:
     named = changed(changed(tiny, "probes", names=("test_residual",)), "train", loss=loss)
     table = Trial(named, CPU).run()["readings"]
     found = table[table["probe"] == "test_residual"]
     assert set(found["step"]) == {6}
     trial = Trial(changed(named, "train", loss=loss, eval_every=6), CPU)
     assert trial.run()["metrics"]["chosen_step"] == 6  # its model keeps the last weights; validation chose others above
-    images, labels = trial.splits.test[:100]
+    images, labels = trial.splits.test[:50]
     inputs = (images / 255 - trial.splits.mean.view(-1, 1, 1)) / trial.splits.std.view(-1, 1, 1)
     with torch.no_grad():
         outputs = trial.model(inputs)
     outputs = (outputs if loss == "mse" else outputs.softmax(dim=1)).double()
-    outputs[torch.arange(100), labels] -= 1
+    outputs[torch.arange(50), labels] -= 1
     by_layer = found.set_index("layer")["value"]
-    assert len(by_layer) == 1000
-    for place in ((0, 0), (17, 3), (99, 9)):
-        assert by_layer[f"test.{place[0]}.{place[1]}"] == pytest.approx(outputs[place].item(), rel=5.1e-3)
-    assert all(value == float(f"{value:.3g}") for value in by_layer)
+    stored = torch.tensor([[by_layer[f"test.{image}.{label}"] for label in range(10)] for image in range(50)])
+    assert len(by_layer) == 500
+    torch.testing.assert_close(stored.double(), outputs, rtol=0.0501, atol=0)
+    assert all(value == float(f"{value:.2g}") for value in by_layer)
+    assert stored.square().mean().item() == pytest.approx(outputs.square().mean().item(), rel=0.01)
 
 
 def test_reading_residuals_changes_nothing_else(tiny: RunConfig) -> None:

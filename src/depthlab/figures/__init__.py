@@ -1,6 +1,7 @@
 """From a long table of readings to figures, tables and claims."""
 
 from depthlab.figures.axes import draw, legend, legend_above, legend_beside, log_ticks, theory
+from depthlab.figures.bias_variance import BiasVariance, bias_variance, decompose, independent, residuals
 from depthlab.figures.claims import Claim, permuted
 from depthlab.figures.flow import draw_map, flow
 from depthlab.figures.heat import draw_heat, theory_over
@@ -22,20 +23,24 @@ from depthlab.figures.tables import csv, markdown, pivot
 __all__ = [
     "COLUMN",
     "PAGE",
+    "BiasVariance",
     "Chapter",
     "Claim",
     "Experiment",
     "Interval",
     "above_floor",
     "backward_slopes",
+    "bias_variance",
     "chapter",
     "claims_table",
     "csv",
+    "decompose",
     "draw",
     "draw_heat",
     "draw_map",
     "flow",
     "importance",
+    "independent",
     "interval",
     "intervals",
     "legend",
@@ -55,6 +60,7 @@ __all__ = [
     "read",
     "redraw",
     "render",
+    "residuals",
     "select",
     "slopes",
     "style",

@@ -29,11 +29,11 @@ FETCH_EVERY = 50
 
 EVALUATION_BATCH = 500
 
-RESIDUAL_IMAGES = 100
+RESIDUAL_IMAGES = 50
 """Test images whose residuals are kept by the probe test_residual: the first ones."""
 
-RESIDUAL_DIGITS = 3
-"""Significant digits of them. Bias and variance need no more, and a table of thousands of numbers is a third as large."""
+RESIDUAL_DIGITS = 2
+"""Significant digits of them: rounding adds one part in some thousands to their mean square."""
 
 Progress = Callable[[int, float | None, float | None], None]
 """Called with the number of updates done, and the last loss and validation error that are known."""

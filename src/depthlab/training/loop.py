@@ -167,13 +167,13 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], config:
 def residuals(model: nn.Module, inputs: Tensor, labels: Tensor, config: TrainConfig) -> Tensor:
     """Outputs minus one-hot labels, float32 (n, classes), in evaluation mode; the model's own mode is put back.
 
-    Outputs are what the loss squares: logits for mse, else probabilities, softmax(logits). Over models that were trained
-    on different data, their mean is a bias and their spread a variance; a label cancels from the spread.
+    Outputs are what the loss squares: logits for mse, else probabilities, softmax(logits). Over models that were
+    trained on different data, the mean of residuals is a bias and their spread a variance.
     """
     was_training = model.training
     model.eval()
     with forward_precision(config, inputs.device):
         logits = model(inputs)
     model.train(was_training)
-    outputs = logits.float() if config.loss == "mse" else logits.float().softmax(dim=1)
+    outputs: Tensor = logits.float() if config.loss == "mse" else logits.float().softmax(dim=1)
     return outputs - F.one_hot(labels, outputs.shape[1])

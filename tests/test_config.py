@@ -58,6 +58,7 @@ DEFAULTS = {
     "model.norm_affine": True,
     "model.norm_noise": 0.0,
     "model.skip": "none",
+    "model.branch": "standard",
     "model.init": "he",
     "model.sigma_w": None,
     "model.sigma_b": 0.0,
@@ -142,6 +143,7 @@ OTHERS: dict[str, list[Any]] = {
     "model.norm_affine": [True, False],
     "model.norm_noise": [0.0, 0.5],
     "model.skip": list(names.SKIPS),
+    "model.branch": list(names.BRANCHES),
     "model.init": list(names.INITS),
     "model.sigma_w": [None, 0.0, 1.5],
     "model.sigma_b": [0.0, 0.1],
@@ -237,6 +239,7 @@ def test_each_field_enters_the_key(name: str) -> None:
         "model.norm_noise": normalized,
         "train.l1_step": {"train.l1": 1e-4},
         "data.fold": {"data.folds": 5},
+        "model.branch": {"model.skip": "residual"},
     }.get(name, {})
     keys = set()
     for value in OTHERS[name]:
@@ -287,6 +290,20 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: ModelConfig(norm_affine=False), r"model\.norm_affine=false and .* have no effect with model\.norm=none"),
     (lambda: ModelConfig(init="lsuv", head_gain=2.0), r"model\.head_gain=2\.0 .* undone by model\.init=lsuv"),
     (lambda: ModelConfig(init="lsuv", head_bias=1.0), r"model\.head_bias=1\.0 would be undone by model\.init=lsuv"),
+    (
+        lambda: ModelConfig(branch="rezero"),
+        r"model\.branch=rezero has no effect with model\.skip=none.*; choose .*=residual",
+    ),
+    (
+        lambda: ModelConfig(branch="fixup", skip="highway"),
+        r"model\.branch=fixup has no effect with model\.skip=highway",
+    ),
+    (
+        lambda: ModelConfig(branch="fixup", skip="residual", norm="batch"),
+        r"model\.branch=fixup scales branches .* model\.norm=batch, .*; choose model\.norm=none, an init other",
+    ),
+    (lambda: ModelConfig(branch="fixup", skip="residual", init="lsuv"), r"which .* model\.init=lsuv and .* must leave"),
+    (lambda: ModelConfig(branch="fixup", skip="residual", head_gain=2.0), r"model\.head_gain=2\.0 must leave as it is"),
     (lambda: ModelConfig(norm_noise=0.5), r"model\.norm_noise=0\.5 have no effect with model\.norm=none"),
     (lambda: ModelConfig(dropconnect=1.0), r"model\.dropconnect=1\.0 must be at least 0 and less than 1$"),
     (lambda: TrainConfig(l1_step="proximal"), r"train\.l1_step=proximal needs .*; given train\.l1=0\.0 and sgd"),
@@ -384,6 +401,7 @@ def test_refusals_say_what_was_given_and_what_to_change(make: Callable[[], Any],
         lambda: DataConfig(train_size=1294),
         lambda: DataConfig(train_size=250, part=4),
         lambda: ModelConfig(depth=2, skip="residual"),
+        lambda: ModelConfig(skip="preactivation", branch="rezero", norm="batch", init="lsuv"),
         lambda: ModelConfig(depth=8, family="cnn"),
         lambda: ModelConfig(depth=26, family="cnn"),
         lambda: TrainConfig(warmup_steps=599),
@@ -411,11 +429,12 @@ def test_choices_are_what_the_rooms_offer() -> None:
     from depthlab.nets.blocks import BLOCKS
     from depthlab.nets.families import FAMILIES
     from depthlab.nets.initialization import CRITICAL_GAINS, INITS
-    from depthlab.nets.layers import ACTIVATIONS, NORMS
+    from depthlab.nets.layers import ACTIVATIONS, MULTIPLIERS, NORMS
 
     assert set(names.ACTIVATIONS) == set(ACTIVATIONS) == set(CRITICAL_GAINS)
     assert set(names.NORMS) == set(NORMS)
     assert set(names.SKIPS) == {"none", *BLOCKS}
+    assert set(names.BRANCHES) == set(MULTIPLIERS)
     assert set(names.INITS) == set(INITS)
     assert set(names.FAMILIES) == set(FAMILIES)
     assert set(BUILT_IN) <= set(DATASETS)

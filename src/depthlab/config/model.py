@@ -15,6 +15,7 @@ ACTIVATIONS = (
 )
 NORMS = ("none", "batch", "layer", "group", "rms")
 SKIPS = ("none", "residual", "preactivation", "highway")
+BRANCHES = ("standard", "rezero", "fixup")
 INITS = ("torch_default", "xavier", "he", "orthogonal", "delta_orthogonal", "gaussian", "lsuv")
 FAMILIES = ("mlp", "cnn")
 
@@ -33,6 +34,7 @@ class ModelConfig:
     norm_affine: bool = flag(True, "learned scale and shift after the normalization (norm=rms: scale)")
     norm_noise: float = number(0.0, "strength of noise after the normalization, new at every update", high=2)
     skip: str = choice("none", SKIPS, "what bypasses a block of two weight layers")
+    branch: str = choice("standard", BRANCHES, "how residual branches start; all but standard from 0")
     init: str = choice("he", INITS, "initialization of the weights")
     sigma_w: float | None = number(None, "gain of init=gaussian, orthogonal, delta_orthogonal (null: critical gain)")
     sigma_b: float = number(0.0, "standard deviation of the biases of the same three")
@@ -61,6 +63,7 @@ class ModelConfig:
                 f"model.norm_affine={str(self.norm_affine).lower()} and model.norm_noise={self.norm_noise} have no "
                 f"effect with model.norm=none; choose a norm, or leave them at true and 0"
             )
+        self._check_branch()
         if self.init == "delta_orthogonal" and self.family == "mlp":
             raise ConfigError(
                 "model.init=delta_orthogonal is for convolutions; with model.family=mlp choose model.init=orthogonal"
@@ -79,6 +82,19 @@ class ModelConfig:
             )
         if self.sigma_b > 0 and not self.bias:
             raise ConfigError(f"model.sigma_b={self.sigma_b} needs biases; set model.bias=true or model.sigma_b=0")
+
+    def _check_branch(self) -> None:
+        if self.branch != "standard" and self.skip not in ("residual", "preactivation"):
+            raise ConfigError(
+                f"model.branch={self.branch} has no effect with model.skip={self.skip}, which has no residual "
+                f"branches; choose model.skip=residual or preactivation, or model.branch=standard"
+            )
+        if self.branch == "fixup" and (self.norm != "none" or self.init == "lsuv" or self.head_gain != 1):
+            raise ConfigError(
+                f"model.branch=fixup scales branches and starts the head from 0, which model.norm={self.norm}, "
+                f"model.init={self.init} and model.head_gain={self.head_gain} must leave as it is; choose "
+                f"model.norm=none, an init other than lsuv, and model.head_gain=1"
+            )
 
     def _check_cnn_depth(self) -> None:
         period = 2 * self.stages

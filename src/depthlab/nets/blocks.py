@@ -76,11 +76,28 @@ def plain(parts: Parts, hop: Hop) -> nn.Sequential:
 
 
 def residual(parts: Parts, hop: Hop) -> Block:
-    """act(shortcut(x) + norm(W2 act(norm(W1 x)))), the original block: He et al. 2015, figure 2 and section 4.2."""
+    """act(shortcut(x) + norm(W2 act(norm(W1 x)))), the original block: He et al. 2015, figure 2 and section 4.2.
+
+    Not config.branch=standard: act(shortcut(x) + a W2 act(W1 x)), a starting at 0 (ReZero); or, with scalar biases,
+    act(shortcut(x) + a W2 (act(W1 (x + b1) + b2) + b3) + b4), a starting at 1 (Fixup: Zhang et al. 2019, figure 1).
+    """
     second = _second(hop)
     return Block(
-        plain(parts, hop),
-        chain(**parts.weight(second), norm=parts.norm(second.outputs)),
+        chain(
+            bias_in=parts.scalar_bias(),
+            **parts.weight(hop),
+            norm=parts.norm(hop.outputs),
+            bias=parts.scalar_bias(),
+            activation=parts.activation(),
+            dropout=parts.dropout(),
+        ),
+        chain(
+            bias_in=parts.scalar_bias(),
+            **parts.weight(second),
+            norm=parts.norm(second.outputs),
+            multiplier=parts.multiplier(),
+            bias=parts.scalar_bias(),
+        ),
         Shortcut(hop),
         activation=parts.activation(),
     )
@@ -90,15 +107,25 @@ def preactivation(parts: Parts, hop: Hop) -> Block:
     """shortcut(x) + W2 act(norm(W1 act(norm(x)))): He et al. 2016, figure 4e.
 
     What enters and what leaves it has not been through norm and activation: the stem ends and the head begins so.
+    Branches that start from 0 have what those of `residual` have: shortcut(x) + a W2 act(W1 act(x)).
     """
     second = _second(hop)
     return Block(
-        chain(norm=parts.norm(hop.inputs), activation=parts.activation(), **parts.weight(hop)),
+        chain(
+            norm=parts.norm(hop.inputs),
+            bias=parts.scalar_bias(),
+            activation=parts.activation(),
+            bias_in=parts.scalar_bias(),
+            **parts.weight(hop),
+        ),
         chain(
             norm=parts.norm(second.inputs),
+            bias=parts.scalar_bias(),
             activation=parts.activation(),
             dropout=parts.dropout(),
+            bias_in=parts.scalar_bias(),
             **parts.weight(second),
+            multiplier=parts.multiplier(),
         ),
         Shortcut(hop),
     )

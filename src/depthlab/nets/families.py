@@ -92,7 +92,12 @@ def _stem(parts: Parts, hop: Hop, **first: nn.Module) -> nn.Sequential:
         return chain(**first, **parts.weight(hop))
     dropout = parts.dropout() if parts.config.skip == "none" else None
     return chain(
-        **first, **parts.weight(hop), norm=parts.norm(hop.outputs), activation=parts.activation(), dropout=dropout
+        **first,
+        **parts.weight(hop),
+        norm=parts.norm(hop.outputs),
+        bias=parts.scalar_bias(),
+        activation=parts.activation(),
+        dropout=dropout,
     )
 
 
@@ -107,5 +112,5 @@ def _head(parts: Parts, width: int, classes: int, **pool: nn.Module) -> nn.Seque
     """The last weight layer, after the norm and activation that pre-activation blocks still owe."""
     owed = {}
     if parts.config.skip == "preactivation":
-        owed = {"norm": parts.norm(width), "activation": parts.activation()}
-    return chain(**owed, **pool, linear=nn.Linear(width, classes))
+        owed = {"norm": parts.norm(width), "bias": parts.scalar_bias(), "activation": parts.activation()}
+    return chain(**owed, **pool, bias_in=parts.scalar_bias(), linear=nn.Linear(width, classes))

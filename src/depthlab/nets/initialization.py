@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from depthlab import theory
 from depthlab.config import ModelConfig
+from depthlab.nets.blocks import Block
 from depthlab.nets.layers import LEAKY_SLOPE, STOCHASTIC, VERY_LEAKY_SLOPE, WeightLayer, gates, weight_layers
 
 GATE_BIAS = -2.0
@@ -67,18 +68,35 @@ def scales(config: ModelConfig) -> tuple[float, float]:
 def initialize(model: nn.Module, config: ModelConfig) -> None:
     """Draws all weights and biases anew from torch's default generator: from input to logits, then those of gates.
 
-    What config says of the head is done to what was drawn: its weights times head_gain, its first bias plus head_bias.
+    What config says of branches and of the head is done to what was drawn: its weights times head_gain, its first bias
+    plus head_bias.
     """
     sigma_w, sigma_b = scales(config)
     draw = INITS[config.init]
     layers = [layer for _, layer in weight_layers(model)]
     for layer in layers:
         draw(layer, sigma_w, sigma_b)
+    if config.branch == "fixup":
+        _fixup(model, layers[-1])
     _offset(layers[-1], config)
     for _, gate in gates(model):  # last, so that the other weights are those of a net without gates
         draw(gate, sigma_w, sigma_b)
         if gate.bias is not None:
             nn.init.constant_(gate.bias, GATE_BIAS)
+
+
+@torch.no_grad()
+def _fixup(model: nn.Module, head: WeightLayer) -> None:
+    """Head and last layer of each of the L branches 0, the other weights in them times L^(-1/(2m - 2)), m = 2 layers.
+
+    Zhang et al. 2019, section 3, rules 1 and 2. An update then changes what a branch gives by about 1/L.
+    """
+    blocks = [[layer for _, layer in weight_layers(module)] for module in model.modules() if isinstance(module, Block)]
+    for first, _ in blocks:
+        first.weight.mul_(len(blocks) ** -0.5)
+    for layer in (head, *(last for _, last in blocks)):
+        for parameter in layer.parameters():
+            parameter.zero_()
 
 
 @torch.no_grad()

@@ -82,6 +82,42 @@ class NormNoise(nn.Module):
 STOCHASTIC = (nn.Dropout, NormNoise, DropConnectLinear, DropConnectConv2d)
 """Modules whose training mode draws random numbers at every forward pass."""
 
+
+class Multiplier(nn.Module):
+    """a x with one learned number a, on a residual branch; same shape.
+
+    start: a before training. 0 in ReZero (Bachlechner et al. 2020, eq. 2), 1 in Fixup (Zhang et al. 2019, section 3).
+    """
+
+    def __init__(self, start: float) -> None:
+        super().__init__()
+        self.start = start
+        self.factor = nn.Parameter(torch.full((), start))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features of any shape -> the same shape."""
+        return self.factor * x
+
+    def extra_repr(self) -> str:
+        """What print(model) shows."""
+        return f"start={self.start:g}"
+
+
+class ScalarBias(nn.Module):
+    """x + b with one learned number b, at first 0; same shape (Zhang et al. 2019, section 3, rule 3)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.offset = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features of any shape -> the same shape."""
+        return x + self.offset
+
+
+MULTIPLIERS = {"standard": None, "rezero": 0.0, "fixup": 1.0}
+"""By config.branch: where the multiplier of each residual branch starts; None where there is none."""
+
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "sigmoid": nn.Sigmoid,
     "tanh": nn.Tanh,
@@ -147,6 +183,15 @@ class Parts:
         if norm is None or config.norm_noise == 0:
             return norm
         return nn.Sequential(norm, NormNoise(config.norm_noise))
+
+    def multiplier(self) -> nn.Module | None:
+        """What scales a residual branch."""
+        start = MULTIPLIERS[self.config.branch]
+        return None if start is None else Multiplier(start)
+
+    def scalar_bias(self) -> nn.Module | None:
+        """What Fixup has before each activation, and before each weight layer but the first."""
+        return ScalarBias() if self.config.branch == "fixup" else None
 
     def activation(self) -> nn.Module:
         """The nonlinearity: a module at each place, so that each can be watched."""

@@ -3,7 +3,7 @@
 from depthlab.config.data import DATASETS, DataConfig, DatasetFacts
 from depthlab.config.fields import ConfigError, suggest, to_mapping
 from depthlab.config.launch import ENGINES, RayConfig, SlurmConfig, SweepConfig, build_sweep
-from depthlab.config.model import ACTIVATIONS, BRANCHES, FAMILIES, INITS, NORMS, SKIPS, ModelConfig
+from depthlab.config.model import ACTIVATIONS, BRANCHES, CELLS, FAMILIES, INITS, NORMS, SKIPS, ModelConfig
 from depthlab.config.ranges import PRUNERS, Choice, Interval, Range, Value, WholeInterval, declared, typed
 from depthlab.config.schema import PROTOCOL, RunConfig, describe_fields, flat, from_mapping, stream_seed
 from depthlab.config.train import (
@@ -21,6 +21,7 @@ from depthlab.config.train import (
 __all__ = [
     "ACTIVATIONS",
     "BRANCHES",
+    "CELLS",
     "DATASETS",
     "ENGINES",
     "FAMILIES",

@@ -17,16 +17,21 @@ NORMS = ("none", "batch", "layer", "group", "rms")
 SKIPS = ("none", "residual", "preactivation", "highway")
 BRANCHES = ("standard", "rezero", "fixup")
 INITS = ("torch_default", "xavier", "he", "orthogonal", "delta_orthogonal", "gaussian", "lsuv")
-FAMILIES = ("mlp", "cnn")
+FAMILIES = ("mlp", "cnn", "rnn")
+CELLS = ("rnn", "lstm", "gru")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """A point of skip x norm x init x activation, at a depth and a width."""
 
-    family: str = choice("mlp", FAMILIES, "fully connected, or He et al.'s CIFAR convolutional family")
+    family: str = choice(
+        "mlp", FAMILIES, "fully connected, He et al.'s CIFAR convolutional family, or recurrent over rows"
+    )
     depth: int = number(20, "number of weight layers from input to logits (gates and shortcuts not counted)", low=2)
-    width: int = number(100, "units of an MLP's hidden layers; channels of a CNN's first stage", low=1)
+    width: int = number(100, "units of an MLP's hidden layers or of a cell; channels of a CNN's first stage", low=1)
+    cell: str = choice("rnn", CELLS, "family=rnn: what takes the state from one row of an image to the next")
+    forget_bias: float = number(0.0, "initial bias of the gate that keeps the state: lstm's forget, gru's update gate")
     stages: int = number(3, "CNN: stages; each but the first halves the resolution and doubles the width", low=1)
     activation: str = choice("relu", ACTIVATIONS, "nonlinearity")
     norm: str = choice("none", NORMS, "normalization after each hidden weight layer")
@@ -46,6 +51,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "model")
+        self._check_recurrence()
         if self.family == "cnn":
             self._check_cnn_depth()
         elif self.skip != "none" and (self.depth - 2) % 2:
@@ -64,9 +70,10 @@ class ModelConfig:
                 f"effect with model.norm=none; choose a norm, or leave them at true and 0"
             )
         self._check_branch()
-        if self.init == "delta_orthogonal" and self.family == "mlp":
+        if self.init == "delta_orthogonal" and self.family != "cnn":
             raise ConfigError(
-                "model.init=delta_orthogonal is for convolutions; with model.family=mlp choose model.init=orthogonal"
+                f"model.init=delta_orthogonal is for convolutions; with model.family={self.family} choose "
+                f"model.init=orthogonal"
             )
         if self.init not in ("gaussian", "orthogonal", "delta_orthogonal"):
             for name, unset in (("sigma_w", None), ("sigma_b", 0.0)):
@@ -94,6 +101,43 @@ class ModelConfig:
                 f"model.branch=fixup scales branches and starts the head from 0, which model.norm={self.norm}, "
                 f"model.init={self.init} and model.head_gain={self.head_gain} must leave as it is; choose "
                 f"model.norm=none, an init other than lsuv, and model.head_gain=1"
+            )
+
+    def _check_recurrence(self) -> None:
+        """What only a recurrent net has, and what it has not."""
+        if self.forget_bias and (self.cell == "rnn" or not self.bias):
+            raise ConfigError(
+                f"model.forget_bias={self.forget_bias} needs a gate with a bias; set model.cell=lstm or gru and "
+                f"model.bias=true, or leave it at 0"
+            )
+        if self.family != "rnn":
+            if self.cell != "rnn":
+                raise ConfigError(
+                    f"model.cell={self.cell} has no effect with model.family={self.family}; set model.family=rnn, or "
+                    f"leave it at rnn"
+                )
+            return
+        if self.depth != 2:
+            raise ConfigError(
+                f"model.depth={self.depth} does not fit model.family=rnn: it has a recurrent layer and a head, and is "
+                f"as deep in time as images have rows; choose 2"
+            )
+        allowed = {"rnn": ("tanh", "relu")}.get(self.cell, ("tanh",))
+        if self.activation not in allowed:
+            raise ConfigError(
+                f"model.activation={self.activation} is not what model.cell={self.cell} is made with; choose "
+                f"model.activation={' or '.join(allowed)}"
+            )
+        for name, only in (("norm", "none"), ("skip", "none"), ("dropout", 0.0), ("dropconnect", 0.0)):
+            if getattr(self, name) != only:
+                raise ConfigError(
+                    f"model.{name}={getattr(self, name)} has no place in model.family=rnn; leave it at {only}, or "
+                    f"choose model.family=mlp or cnn"
+                )
+        if self.init == "lsuv":
+            raise ConfigError(
+                "model.init=lsuv rescales layers that pass a batch once, and a cell passes it at every time step; with "
+                "model.family=rnn choose model.init=orthogonal"
             )
 
     def _check_cnn_depth(self) -> None:

@@ -55,6 +55,16 @@ class RunConfig:
                 f"model.stages={self.model.stages} halves {self.data.name} images of {facts.size} pixels to nothing; "
                 f"choose at most {facts.size.bit_length()} stages"
             )
+        if self.model.family == "rnn" and self.train.activation_checkpointing:
+            raise ConfigError(
+                "train.activation_checkpointing=true keeps what enters segments of blocks, and model.family=rnn has "
+                "none; set it to false"
+            )
+        if self.model.family == "rnn" and "validation_inactive_fraction" in self.probes.names:
+            raise ConfigError(
+                "probes.names=validation_inactive_fraction is of layers with an activation after them, and those of "
+                "model.family=rnn have theirs inside; leave it out"
+            )
 
     def key(self) -> str:
         """The run's name: a hash of the protocol number and of every field that differs from its default."""

@@ -42,7 +42,7 @@ def log_backward_norm(model: ModelConfig) -> np.ndarray:
     Inputs are normalized to mean square 1; with init=lsuv the first layer's outputs are. Raises ValueError where the
     theory does not apply (skips, norms).
     """
-    theory.check_applies(norm=model.norm, skip=model.skip, dropout=model.dropout)
+    theory.check_applies(norm=model.norm, skip=model.skip, dropout=model.dropout, family=model.family)
     sigma_w, sigma_b = nets.scales(model)
     q0 = sigma_w**-2 if model.init == "lsuv" else 1.0
     found = theory.profile(model.depth, activation=model.activation, sigma_w=sigma_w, sigma_b=sigma_b, q0=q0)
@@ -84,7 +84,7 @@ def predicted_depth(readings: pd.DataFrame) -> float:
     inf on the critical line. Raises ValueError where the theory does not apply (skips, norms).
     """
     model = model_of(readings.assign(**{"model.depth": readings["model.depth"].min()}))
-    theory.check_applies(norm=model.norm, skip=model.skip, dropout=model.dropout)
+    theory.check_applies(norm=model.norm, skip=model.skip, dropout=model.dropout, family=model.family)
     sigma_w, sigma_b = nets.scales(model)
     return theory.trainable_depth(activation=model.activation, sigma_w=sigma_w, sigma_b=sigma_b)
 

@@ -1,9 +1,10 @@
-"""Networks: one block for both families, every combination of skip, norm, activation and initialization."""
+"""Networks: MLPs and CNNs of one block, recurrent nets of cells; every combination of skip, norm, activation, init."""
 
 from depthlab.nets.families import Net, build
 from depthlab.nets.initialization import critical_gain, rescale, scales
 from depthlab.nets.layers import STOCHASTIC, NormNoise, weight_layers
 from depthlab.nets.recomputation import allocate_gradients
+from depthlab.nets.recurrence import time_steps
 
 __all__ = [
     "STOCHASTIC",
@@ -14,5 +15,6 @@ __all__ = [
     "critical_gain",
     "rescale",
     "scales",
+    "time_steps",
     "weight_layers",
 ]

@@ -1,4 +1,4 @@
-"""Whole networks: stem, blocks and head of the two families."""
+"""Whole networks: stem, blocks and head of the three families."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from depthlab.nets.blocks import BLOCKS, plain
 from depthlab.nets.initialization import initialize
 from depthlab.nets.layers import Hop, Parts, chain
 from depthlab.nets.recomputation import apply_in_segments
+from depthlab.nets.recurrence import Rows, recurrence
 
 
 class Net(nn.Module):
@@ -19,7 +20,8 @@ class Net(nn.Module):
 
     Modules are registered in the order in which data flows. Weight layers are named stem.linear,
     blocks.3.linear (plain), blocks.3.first.linear and blocks.3.second.linear (with a skip), blocks.3.gate (highway)
-    and head.linear; in a CNN `conv` stands for `linear` before the head.
+    and head.linear; in a CNN `conv` stands for `linear` before the head. A recurrent net has blocks.0.cell and
+    head.linear.
     """
 
     def __init__(self, stem: nn.Sequential, blocks: nn.Sequential, head: nn.Sequential) -> None:
@@ -46,7 +48,8 @@ def build(config: ModelConfig, *, channels: int, size: int, classes: int, seed: 
 
     mlp: images are flattened. cnn: the CIFAR family of He et al. 2015, section 4.2, with parameter-free shortcuts:
     3x3 convolutions, `stages` stages of which each but the first halves the resolution and doubles the channels,
-    global average pooling. Its published nets are those with bias=false, norm=batch and width=16.
+    global average pooling. Its published nets are those with bias=false, norm=batch and width=16. rnn: a cell reads
+    rows from top to bottom, all channels of one at a time, and the head its last state.
 
     Weights are drawn from the stream "init" of the seed, from stem to head: nets of equal seed that differ in depth or
     skip share the weights of their first layers. torch's random state is left as it was.
@@ -75,7 +78,13 @@ def _cnn(parts: Parts, channels: int, _size: int, classes: int) -> Net:
     return Net(_stem(parts, Hop(channels, config.width)), _blocks(parts, hops), head)
 
 
-FAMILIES: dict[str, Callable[[Parts, int, int, int], Net]] = {"mlp": _mlp, "cnn": _cnn}
+def _rnn(parts: Parts, channels: int, size: int, classes: int) -> Net:
+    config = parts.config
+    block = recurrence(config, inputs=channels * size, steps=size)
+    return Net(chain(rows=Rows()), nn.Sequential(block), _head(parts, config.width, classes))
+
+
+FAMILIES: dict[str, Callable[[Parts, int, int, int], Net]] = {"mlp": _mlp, "cnn": _cnn, "rnn": _rnn}
 
 
 def _cnn_hops(widths: list[int], layers_a_stage: int) -> Iterator[Hop]:

@@ -14,6 +14,7 @@ from depthlab import theory
 from depthlab.config import ModelConfig
 from depthlab.nets.blocks import Block
 from depthlab.nets.layers import LEAKY_SLOPE, STOCHASTIC, VERY_LEAKY_SLOPE, WeightLayer, gates, weight_layers
+from depthlab.nets.recurrence import draw_cell, keep_state
 
 GATE_BIAS = -2.0
 """Where gates start, below zero as Srivastava et al. 2015 advise: sigmoid(-2) lets 0.12 of the branch through."""
@@ -54,10 +55,14 @@ def scales(config: ModelConfig) -> tuple[float, float]:
     so sigma_w = 1 where layers are square. he (He et al. 2015b, eq. 10): sigma_w = sqrt(2), whatever the activation.
     lsuv: the sigma_w that maps variance 1 to variance 1, 1 / sqrt(E[phi(z)^2]), which is what `rescale` comes to in
     wide layers. The three others: config.sigma_w, or critical_gain(activation) if that is None, and config.sigma_b.
+
+    Of a recurrent net these are of the matrices that take a state, or a gate, to the next step, and of the bias that
+    each step adds; torch's cells have two, both drawn with torch_default.
     """
     if config.init == "torch_default":
         fan_in = config.width * (9 if config.family == "cnn" else 1)
-        return math.sqrt(1 / 3), math.sqrt(1 / (3 * fan_in)) if config.bias else 0.0
+        biases = config.bias * (2 if config.family == "rnn" else 1)
+        return math.sqrt(1 / 3), math.sqrt(biases / (3 * fan_in))
     if config.init == "lsuv":
         return 1 / math.sqrt(theory.variance_map(1.0, activation=config.activation, sigma_w=1.0)), 0.0
     fixed = {"xavier": 1.0, "he": math.sqrt(2)}
@@ -69,13 +74,16 @@ def initialize(model: nn.Module, config: ModelConfig) -> None:
     """Draws all weights and biases anew from torch's default generator: from input to logits, then those of gates.
 
     What config says of branches and of the head is done to what was drawn: its weights times head_gain, its first bias
-    plus head_bias.
+    plus head_bias. So is what it says of the gate that keeps a cell's state.
     """
     sigma_w, sigma_b = scales(config)
     draw = INITS[config.init]
     layers = [layer for _, layer in weight_layers(model)]
     for layer in layers:
-        draw(layer, sigma_w, sigma_b)
+        if isinstance(layer, nn.RNNCellBase):
+            _draw_cell(layer, config)
+        else:
+            draw(layer, sigma_w, sigma_b)
     if config.branch == "fixup":
         _fixup(model, layers[-1])
     _offset(layers[-1], config)
@@ -85,22 +93,32 @@ def initialize(model: nn.Module, config: ModelConfig) -> None:
             nn.init.constant_(gate.bias, GATE_BIAS)
 
 
+def _draw_cell(cell: nn.RNNCellBase, config: ModelConfig) -> None:
+    if config.init == "torch_default":
+        cell.reset_parameters()
+    else:
+        draw_cell(cell, INITS[config.init], *scales(config))
+    if config.forget_bias:
+        keep_state(cell, config.forget_bias)
+
+
 @torch.no_grad()
-def _fixup(model: nn.Module, head: WeightLayer) -> None:
+def _fixup(model: nn.Module, head: nn.Module) -> None:
     """Head and last layer of each of the L branches 0, the other weights in them times L^(-1/(2m - 2)), m = 2 layers.
 
     Zhang et al. 2019, section 3, rules 1 and 2. An update then changes what a branch gives by about 1/L.
     """
     blocks = [[layer for _, layer in weight_layers(module)] for module in model.modules() if isinstance(module, Block)]
     for first, _ in blocks:
-        first.weight.mul_(len(blocks) ** -0.5)
+        first.get_parameter("weight").mul_(len(blocks) ** -0.5)
     for layer in (head, *(last for _, last in blocks)):
         for parameter in layer.parameters():
             parameter.zero_()
 
 
 @torch.no_grad()
-def _offset(head: WeightLayer, config: ModelConfig) -> None:
+def _offset(head: nn.Module, config: ModelConfig) -> None:
+    assert isinstance(head, WeightLayer)
     head.weight.mul_(config.head_gain)
     if config.head_bias and head.bias is not None:  # 0 is not added, since -0 would become 0
         head.bias[0] += config.head_bias
@@ -116,13 +134,15 @@ def rescale(model: nn.Module, inputs: Tensor) -> None:
 
     inputs: a batch of training data, (b, channels, size, size). Batch norm normalizes by this batch and keeps its
     running statistics; dropout, DropConnect and noise are off; gates of highways stay as they are. Raises ValueError on
-    biases that are not 0 and on a layer whose output is constant or not finite.
+    biases that are not 0, on a layer whose output is constant or not finite, and on a recurrent net.
     """
     twin = copy.deepcopy(model).train()
     for module in twin.modules():
         if isinstance(module, STOCHASTIC):
             module.eval()
     for (name, copied), (_, layer) in zip(weight_layers(twin), weight_layers(model), strict=True):
+        if isinstance(layer, nn.RNNCellBase):
+            raise ValueError(f"layer {name} passes a batch at every time step, and has no one output to rescale by")
         copied.register_forward_hook(_unit_variance(name, layer))
     twin(inputs)
 

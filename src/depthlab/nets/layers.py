@@ -222,10 +222,10 @@ def chain(**modules: nn.Module | None) -> nn.Sequential:
     return nn.Sequential(OrderedDict((name, module) for name, module in modules.items() if module is not None))
 
 
-def weight_layers(model: nn.Module) -> list[tuple[str, WeightLayer]]:
+def weight_layers(model: nn.Module) -> list[tuple[str, WeightLayer | nn.RNNCellBase]]:
     """Every weight layer of a net of this package with its name, from input to logits, gates of highways left out.
 
-    There are config.depth of them.
+    There are config.depth of them. A recurrent net's cell is one.
 
     >>> from depthlab.config import ModelConfig
     >>> from depthlab.nets import build
@@ -233,13 +233,18 @@ def weight_layers(model: nn.Module) -> list[tuple[str, WeightLayer]]:
     >>> [name for name, layer in weight_layers(model)]
     ['stem.linear', 'blocks.0.linear', 'blocks.1.linear', 'head.linear']
     """
-    return [(name, layer) for name, layer in _all_weight_layers(model) if name.rpartition(".")[2] != GATE]
+    kinds = WeightLayer | nn.RNNCellBase
+    return [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, kinds) and name.rpartition(".")[2] != GATE
+    ]
 
 
 def gates(model: nn.Module) -> list[tuple[str, WeightLayer]]:
     """The gates of a highway net with their names, from input to logits."""
-    return [(name, layer) for name, layer in _all_weight_layers(model) if name.rpartition(".")[2] == GATE]
-
-
-def _all_weight_layers(model: nn.Module) -> list[tuple[str, WeightLayer]]:
-    return [(name, module) for name, module in model.named_modules() if isinstance(module, WeightLayer)]
+    return [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, WeightLayer) and name.rpartition(".")[2] == GATE
+    ]

@@ -24,7 +24,7 @@ ACTIVATION_PROBES = ("activation_mean", "activation_std", "activation_sparsity",
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One number: which probe, of which weight layer; depth counts weight layers from the input, from 1."""
+    """One number: which probe, of which weight layer or state; depth counts these from the input, from 1."""
 
     layer: str
     depth: int
@@ -45,9 +45,10 @@ class Reading:
     [('0', 'grad_norm'), ('0', 'update_ratio'), ('2', 'grad_norm'), ('2', 'update_ratio')]
 
     model: any module whose forward pass runs the layers.
-    layers: its weight layers (Linear, Conv), with names, in the order data flows.
+    layers: its weight layers (Linear, Conv, cells), with names, in the order data flows.
     probes: names out of `depthlab.config.PROBES`. Those of more data or times than one update's have other readers
         (`InactiveUnits`, `weight_distribution`) and are passed over here.
+    states: modules that hand on the states of a recurrent net, one for each time step, with names; depth counts them.
     ValueError on another name, or a layer that is no part of the model; TypeError on a layer without a weight.
 
     `backward_norm` is the norm of dL/dz, the gradient with respect to a weight layer's own output, over the whole
@@ -55,28 +56,40 @@ class Reading:
     of the activation module that runs next after the layer (saturation: of its input); a layer that none follows,
     such as the head, has the mean and standard deviation of its own output, and no sparsity. What activation
     checkpointing computes again during the backward pass is not read a second time.
+
+    Of a cell (RNNCell, LSTMCell, GRUCell) the weight is the recurrent one, weight_hh; what it gives is read of states:
+    `backward_norm` there is the norm of dL/dh_t, the mean and standard deviation are those of h_t.
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[tuple[str, nn.Module]], probes: Sequence[str]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Sequence[tuple[str, nn.Module]],
+        probes: Sequence[str],
+        states: Sequence[tuple[str, nn.Module]] = (),
+    ) -> None:
         self._model = model
         self._layers = [(name, layer, _weight(layer)) for name, layer in layers]
         self._probes = frozenset(probes)
         for name in self._probes.difference(PROBES):
             raise ValueError(f"probe {name!r} must be one of {', '.join(PROBES)}{suggest(name, PROBES)}")
         modules = set(model.modules())
-        for name, layer in layers:
+        for name, layer in (*layers, *states):
             if layer not in modules:
                 raise ValueError(f"layer {name!r} is no part of the model; give modules out of model.modules()")
+        self._positions = {layer: position for position, (_, layer) in enumerate((*layers, *states))}
+        self._places = [(name, depth) for sites in (layers, states) for depth, (name, _) in enumerate(sites, 1)]
         self._handles: list[RemovableHandle] = []
         self._current: int | None = None
         self._values: dict[tuple[int, str], Tensor] = {}
         self._weights_before: list[Tensor] = []
 
     def __enter__(self) -> Self:
-        positions = {layer: position for position, (_, layer, _) in enumerate(self._layers)}
         for module in self._model.modules():
-            if module in positions:
-                self._handles.append(module.register_forward_hook(self._after_layer(positions[module])))
+            if isinstance(module, nn.RNNCellBase):
+                continue  # called at every time step: `states` tell its outputs apart
+            if module in self._positions:
+                self._handles.append(module.register_forward_hook(self._after_layer(self._positions[module])))
             elif isinstance(module, ACTIVATIONS) and not self._probes.isdisjoint(ACTIVATION_PROBES):
                 self._handles.append(module.register_forward_hook(self._after_activation))
         return self
@@ -107,7 +120,7 @@ class Reading:
         # one transfer from the device for all of them
         numbers = torch.stack(list(self._values.values())).tolist() if self._values else []
         found = [
-            Row(self._layers[position][0], position + 1, probe, number)
+            Row(*self._places[position], probe, number)
             for (position, probe), number in zip(self._values, numbers, strict=True)
         ]
         return sorted(found, key=lambda row: (row.depth, row.probe))
@@ -163,7 +176,7 @@ ACTIVATIONS = (
 
 
 def _weight(layer: nn.Module) -> nn.Parameter:
-    weight = getattr(layer, "weight", None)
+    weight = getattr(layer, "weight_hh" if isinstance(layer, nn.RNNCellBase) else "weight", None)
     if not isinstance(weight, nn.Parameter):
-        raise TypeError(f"{type(layer).__name__} has no weight to read; give Linear or convolution layers")
+        raise TypeError(f"{type(layer).__name__} has no weight to read; give Linear or convolution layers, or cells")
     return weight

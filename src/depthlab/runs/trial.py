@@ -73,7 +73,7 @@ class Trial:
         if config.model.init == "lsuv":
             inputs, _ = self.batches[0]
             nets.rescale(self.model, inputs)
-        self.layers = nets.weight_layers(self.model)
+        self.layers, self.states = nets.weight_layers(self.model), nets.time_steps(self.model)
         self.optimizer = build_optimizer(self.model, config.train)
         self.checkpoints, self.stop = checkpoints, stop
         self.started = time.perf_counter()
@@ -117,6 +117,7 @@ class Trial:
             config.train,
             config.probes,
             seed=config.seed,
+            states=self.states,
             start=self.done,
             optimizer=self.optimizer,
         )

@@ -8,17 +8,20 @@ from depthlab.theory.depth import (
     correlation_depth_scale,
     depth_scale,
     forward_slope,
+    overflow_depth,
     phase,
     profile,
     trainable_depth,
 )
 from depthlab.theory.losses import logit_gradient
+from depthlab.theory.recurrence import TimeProfile, time_profile
 from depthlab.theory.scope import batch_norm_backward_slope, check_applies
 from depthlab.theory.variance import chi, critical_sigma_w, fixed_point, variance_map
 
 __all__ = [
     "Phase",
     "Profile",
+    "TimeProfile",
     "backward_slope",
     "batch_norm_backward_slope",
     "check_applies",
@@ -32,8 +35,10 @@ __all__ = [
     "fixed_point",
     "forward_slope",
     "logit_gradient",
+    "overflow_depth",
     "phase",
     "profile",
+    "time_profile",
     "trainable_depth",
     "variance_map",
 ]

@@ -15,6 +15,8 @@ from depthlab.theory.activations import Array
 from depthlab.theory.correlation import correlation_chi, is_scale_free
 from depthlab.theory.variance import CRITICAL_TOLERANCE, check_variance, chi, fixed_point, variance_map
 
+LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
+
 Phase = Literal["ordered", "critical", "chaotic"]
 
 
@@ -76,6 +78,25 @@ def forward_slope(*, activation: str, sigma_w: float, sigma_b: float = 0.0) -> f
     if 0.0 < q < math.inf:
         return 0.0
     return _half_log(chi(activation=activation, sigma_w=sigma_w, sigma_b=sigma_b, q=q))
+
+
+def overflow_depth(
+    *, activation: str, sigma_w: float, sigma_b: float = 0.0, q0: float = 1.0, largest: float = LARGEST_FLOAT32
+) -> float:
+    """The layer l, not rounded, in which the standard deviation of the pre-activations reaches `largest`.
+
+    l = 1 + ln(largest / sqrt(q_1)) / forward_slope,   q_1 = sigma_w^2 q0 + sigma_b^2;   inf where the variance does not
+    grow exponentially. float32 ends at 3.4e38, bfloat16 there too, float16 at 65504. The largest entries of a layer are
+    several standard deviations large, and leave a little earlier; the backward signal, which grows at the same rate
+    where phi is linear on either side of 0, leaves in the first layers of a net that is about as deep. Exact for relu,
+    leaky ones and identity; for others as long as the first layers are few.
+    """
+    check_variance(q0)
+    slope = forward_slope(activation=activation, sigma_w=sigma_w, sigma_b=sigma_b)
+    if slope <= 0.0:
+        return math.inf
+    first = variance_map(q0, activation="identity", sigma_w=sigma_w, sigma_b=sigma_b)
+    return 1.0 + (math.log(largest) - _half_log(first)) / slope
 
 
 def phase(*, activation: str, sigma_w: float, sigma_b: float = 0.0) -> Phase:

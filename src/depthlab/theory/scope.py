@@ -8,11 +8,16 @@ from depthlab.theory.activations import find_activation
 from depthlab.theory.expectation import mean_square, mean_value
 
 
-def check_applies(*, norm: str, skip: str, dropout: float = 0.0) -> None:
-    """Raises ValueError unless the formulas for plain nets hold: norm "none", skip "none", no dropout.
+def check_applies(*, norm: str, skip: str, dropout: float = 0.0, family: str = "mlp") -> None:
+    """Raises ValueError unless the formulas for plain nets hold: norm "none", skip "none", no dropout, no recurrence.
 
     The weights must also be independent with variance sigma_w^2 / fan_in; of orthogonal weights the same means hold.
     """
+    if family == "rnn":
+        raise ValueError(
+            "family='rnn' is deep in time, not in layers; predict plain cells with time_profile(drive, activation=..., "
+            "sigma_w=...), or measure without a predicted line"
+        )
     if skip != "none":
         raise ValueError(
             f"skip={skip!r} has no prediction here: the variance map is that of plain nets; predict with skip='none', "

@@ -48,19 +48,21 @@ def train(
     probes: ProbesConfig,
     *,
     seed: int,
+    states: Sequence[tuple[str, nn.Module]] = (),
     start: int = 0,
     optimizer: torch.optim.Optimizer | None = None,
 ) -> Iterator[Update]:
     """Trains a model in place, one update an item, from update `start` on.
 
     model: one of `depthlab.nets`, if the configuration asks for activation checkpointing; else any.
+    states: of a recurrent net, the modules that its states pass, to be read.
     optimizer: that of the updates before `start`; a new one, without momentum, if there is none.
 
     Everything random in an update is a function of (seed, step): the batch and its augmentation, and dropout,
     DropConnect and noise, for which torch's global generator is seeded anew at each update.
     """
     optimizer = optimizer or build_optimizer(model, config)
-    weights = [layer.get_parameter("weight") for _, layer in layers]
+    weights = [weight for _, layer in layers for weight in _weights(layer)]
     is_random = any(isinstance(module, STOCHASTIC) for module in model.modules())
     forward = partial(model, activation_checkpointing=True) if config.activation_checkpointing else model
     gradients = allocate_gradients(model) if config.activation_checkpointing else None
@@ -71,7 +73,9 @@ def train(
         if is_random:
             torch.manual_seed(stream_seed(seed, f"dropout/{step}"))
         inputs, labels = batches[step]
-        with Reading(model, layers, probes.names) if is_read(step, config, probes) else nullcontext() as reading:
+        with (
+            Reading(model, layers, probes.names, states) if is_read(step, config, probes) else nullcontext()
+        ) as reading:
             with forward_precision(config, inputs.device):
                 logits = forward(inputs)
             logits = logits.float()
@@ -93,6 +97,11 @@ def train(
         with torch.no_grad():
             error = (logits.argmax(dim=1) != labels).float().mean()
         yield Update(step, loss.detach(), error, reading.rows() if reading else ())
+
+
+def _weights(layer: nn.Module) -> list[nn.Parameter]:
+    names = ("weight_ih", "weight_hh") if isinstance(layer, nn.RNNCellBase) else ("weight",)
+    return [layer.get_parameter(name) for name in names]
 
 
 def is_read(step: int, config: TrainConfig, probes: ProbesConfig) -> bool:

@@ -103,7 +103,8 @@ def _check_space(root: Path) -> None:
 
 def _name(config: RunConfig) -> str:
     model = config.model
+    family = model.cell if model.family == "rnn" else model.family
     return (
-        f"{model.family}-{model.depth} {model.activation} init={model.init} norm={model.norm} skip={model.skip} "
+        f"{family}-{model.depth} {model.activation} init={model.init} norm={model.norm} skip={model.skip} "
         f"seed={config.seed}"
     )

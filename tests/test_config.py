@@ -51,6 +51,8 @@ DEFAULTS = {
     "model.family": "mlp",
     "model.depth": 20,
     "model.width": 100,
+    "model.cell": "rnn",
+    "model.forget_bias": 0.0,
     "model.stages": 3,
     "model.activation": "relu",
     "model.norm": "none",
@@ -133,9 +135,11 @@ OTHERS: dict[str, list[Any]] = {
     "data.flip": [False, True],
     "data.cutout": [0, 8],
     "data.label_noise": [0.0, 0.5],
-    "model.family": ["mlp", "cnn"],
+    "model.family": list(names.FAMILIES),
     "model.depth": [20, 8, 14],
     "model.width": [100, 16],
+    "model.cell": list(names.CELLS),
+    "model.forget_bias": [0.0, 1],
     "model.stages": [3, 1],
     "model.activation": list(names.ACTIVATIONS),
     "model.norm": list(names.NORMS),
@@ -231,6 +235,7 @@ def built(mapping: dict[str, Any]) -> RunConfig:
 def test_each_field_enters_the_key(name: str) -> None:
     """Alone, beside the settings that it needs to have an effect at all."""
     gaussian, normalized = {"model.init": "gaussian"}, {"model.norm": "batch"}
+    recurrent_net = {"model.family": "rnn", "model.depth": 2, "model.activation": "tanh"}
     needed = {
         "data.part": {"data.train_size": 200},
         "model.sigma_w": gaussian,
@@ -240,10 +245,13 @@ def test_each_field_enters_the_key(name: str) -> None:
         "train.l1_step": {"train.l1": 1e-4},
         "data.fold": {"data.folds": 5},
         "model.branch": {"model.skip": "residual"},
+        "model.cell": recurrent_net,
+        "model.forget_bias": {**recurrent_net, "model.cell": "gru"},
     }.get(name, {})
     keys = set()
     for value in OTHERS[name]:
         fitting = {"model.width": 16, "model.family": "cnn"} if value == "delta_orthogonal" else {}
+        fitting = recurrent_net if value == "rnn" else fitting
         keys.add(from_mapping(nested({"model.depth": 20, **needed, **fitting, name: value})).key())
     assert len(keys) == len(OTHERS[name])
 
@@ -267,6 +275,10 @@ def test_sections_default_each_to_itself() -> None:
 def test_configurations_cannot_change() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         RunConfig().seed = 1  # type: ignore[misc]
+
+
+def recurrent(**factors: Any) -> ModelConfig:
+    return ModelConfig(**{"family": "rnn", "depth": 2, "activation": "tanh", **factors})
 
 
 REFUSED: list[tuple[Callable[[], Any], str]] = [
@@ -358,6 +370,29 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
         lambda: ModelConfig(norm="group", width=10),
         r"model\.width=10 does not divide into model\.norm_groups=4 groups; change either",
     ),
+    (lambda: ModelConfig(cell="gru"), r"model\.cell=gru has no effect with model\.family=mlp; set model\.family=rnn"),
+    (lambda: ModelConfig(forget_bias=1.0), r"model\.forget_bias=1\.0 needs a gate with a bias; .*lstm or gru"),
+    (lambda: recurrent(forget_bias=1.0), r"model\.forget_bias=1\.0 needs a gate with a bias"),
+    (lambda: recurrent(cell="lstm", bias=False, forget_bias=1.0), r"model\.forget_bias=1\.0 .* model\.bias=true"),
+    (lambda: recurrent(depth=3), r"model\.depth=3 does not fit model\.family=rnn: .*; choose 2$"),
+    (
+        lambda: recurrent(activation="gelu"),
+        r"model\.activation=gelu .* model\.cell=rnn .* model\.activation=tanh or relu$",
+    ),
+    (lambda: recurrent(cell="lstm", activation="relu"), r"model\.activation=relu .* choose model\.activation=tanh$"),
+    (lambda: recurrent(norm="layer"), r"model\.norm=layer has no place in model\.family=rnn; leave it at none"),
+    (lambda: recurrent(skip="residual"), r"model\.skip=residual has no place in model\.family=rnn; leave it at none"),
+    (lambda: recurrent(dropout=0.5), r"model\.dropout=0\.5 has no place in model\.family=rnn; leave it at 0\.0"),
+    (lambda: recurrent(init="lsuv"), r"model\.init=lsuv .* with model\.family=rnn choose model\.init=orthogonal"),
+    (lambda: recurrent(init="delta_orthogonal"), r"with model\.family=rnn choose model\.init=orthogonal"),
+    (
+        lambda: RunConfig(model=recurrent(), train=TrainConfig(activation_checkpointing=True)),
+        r"train\.activation_checkpointing=true .* model\.family=rnn has none; set it to false",
+    ),
+    (
+        lambda: RunConfig(model=recurrent(), probes=ProbesConfig(names=("validation_inactive_fraction",))),
+        r"probes\.names=validation_inactive_fraction .* model\.family=rnn .*; leave it out",
+    ),
     (lambda: ModelConfig(init="delta_orthogonal"), r"model\.init=delta_orthogonal .* choose model\.init=orthogonal"),
     (lambda: ModelConfig(sigma_w=1.0), r"model\.sigma_w=1\.0 has no effect with model\.init=he; .*gaussian"),
     (lambda: ModelConfig(sigma_b=0.1), r"model\.sigma_b=0\.1 has no effect with model\.init=he; .*gaussian"),
@@ -404,6 +439,8 @@ def test_refusals_say_what_was_given_and_what_to_change(make: Callable[[], Any],
         lambda: ModelConfig(skip="preactivation", branch="rezero", norm="batch", init="lsuv"),
         lambda: ModelConfig(depth=8, family="cnn"),
         lambda: ModelConfig(depth=26, family="cnn"),
+        lambda: recurrent(cell="lstm", forget_bias=4, init="torch_default"),
+        lambda: recurrent(activation="relu", bias=False),
         lambda: TrainConfig(warmup_steps=599),
         lambda: TrainConfig(lr_decay=1.0),
         lambda: RunConfig(train=TrainConfig(batch_size=1294)),
@@ -430,6 +467,7 @@ def test_choices_are_what_the_rooms_offer() -> None:
     from depthlab.nets.families import FAMILIES
     from depthlab.nets.initialization import CRITICAL_GAINS, INITS
     from depthlab.nets.layers import ACTIVATIONS, MULTIPLIERS, NORMS
+    from depthlab.nets.recurrence import CELLS
 
     assert set(names.ACTIVATIONS) == set(ACTIVATIONS) == set(CRITICAL_GAINS)
     assert set(names.NORMS) == set(NORMS)
@@ -437,6 +475,7 @@ def test_choices_are_what_the_rooms_offer() -> None:
     assert set(names.BRANCHES) == set(MULTIPLIERS)
     assert set(names.INITS) == set(INITS)
     assert set(names.FAMILIES) == set(FAMILIES)
+    assert set(names.CELLS) == set(CELLS)
     assert set(BUILT_IN) <= set(DATASETS)
 
 

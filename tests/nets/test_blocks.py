@@ -36,7 +36,7 @@ def silence(branch):
 
 
 @pytest.mark.parametrize("norm", ["none", "batch", "rms"])
-@pytest.mark.parametrize("family", names.FAMILIES)
+@pytest.mark.parametrize("family", ["mlp", "cnn"])
 @pytest.mark.parametrize("skip", ["residual", "preactivation"])
 def test_a_net_whose_branches_give_zero_is_its_shortcut_path(family, skip, norm):
     config = ModelConfig(family=family, depth=14, width=4, skip=skip, norm=norm, stages=3)

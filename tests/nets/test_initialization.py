@@ -97,7 +97,7 @@ def test_weights_are_normal(init):
     assert standardized.pow(4).mean().item() == pytest.approx(3, rel=0.05)  # 1.8 for a uniform distribution
 
 
-@pytest.mark.parametrize("family", names.FAMILIES)
+@pytest.mark.parametrize("family", ["mlp", "cnn"])
 @pytest.mark.parametrize("init", ["he", "torch_default"])
 def test_head_gain_and_bias_change_the_head_alone(family, init):
     usual, changed = (
@@ -117,7 +117,7 @@ def test_xavier_and_he_have_zero_biases(init):
     assert all(not layer.bias.any() for layer in layers(make(depth=6, init=init)))
 
 
-@pytest.mark.parametrize("family", names.FAMILIES)
+@pytest.mark.parametrize("family", ["mlp", "cnn"])
 def test_orthogonal_layers(family):
     for layer in layers(make(family=family, depth=8, width=12, stages=3, init="orthogonal", sigma_w=1.5)):
         flat = layer.weight.double().flatten(1)

@@ -13,7 +13,7 @@ from depthlab.nets.layers import ACTIVATIONS, NORMS, NormNoise, Parts, RMSNorm2d
 def test_names_are_those_of_the_configuration():
     assert tuple(ACTIVATIONS) == names.ACTIVATIONS
     assert tuple(NORMS) == names.NORMS
-    assert all(tuple(by_family) == names.FAMILIES for by_family in NORMS.values())
+    assert all(tuple(by_family) == ("mlp", "cnn") for by_family in NORMS.values())  # rnn has none
 
 
 FORMULAS = {

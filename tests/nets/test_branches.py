@@ -78,7 +78,7 @@ def test_branches_against_the_formulas_of_the_papers(skip, branch):
     torch.testing.assert_close(model(x), expected, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("family", names.FAMILIES)
+@pytest.mark.parametrize("family", ["mlp", "cnn"])
 @pytest.mark.parametrize("skip", SKIPS)
 @pytest.mark.parametrize("branch", STARTING_FROM_0)
 def test_at_first_a_net_is_its_shortcut_path(family, skip, branch):
@@ -91,7 +91,7 @@ def test_at_first_a_net_is_its_shortcut_path(family, skip, branch):
 
 
 @pytest.mark.parametrize("init", ["torch_default", "he", "orthogonal"])
-@pytest.mark.parametrize("family", names.FAMILIES)
+@pytest.mark.parametrize("family", ["mlp", "cnn"])
 @pytest.mark.parametrize("skip", SKIPS)
 def test_fixup_scales_the_usual_initial_weights(family, skip, init):
     factors = {"family": family, "depth": 20, "width": 8, "skip": skip, "init": init}
@@ -133,7 +133,7 @@ def test_parameters(skip, branch, each, once):
     assert count(make(**factors, branch=branch)) == count(make(**factors)) + 9 * each + once
 
 
-@pytest.mark.parametrize("family", names.FAMILIES)
+@pytest.mark.parametrize("family", ["mlp", "cnn"])
 @pytest.mark.parametrize("skip", SKIPS)
 @pytest.mark.parametrize("branch", STARTING_FROM_0)
 def test_every_combination_takes_training_steps_or_is_refused(family, skip, branch):
@@ -158,7 +158,7 @@ def test_every_combination_takes_training_steps_or_is_refused(family, skip, bran
 
 
 @pytest.mark.parametrize("skip", SKIPS)
-@pytest.mark.parametrize("family", names.FAMILIES)
+@pytest.mark.parametrize("family", ["mlp", "cnn"])
 def test_scalars_are_registered_in_the_order_in_which_data_flows(family, skip):
     model = make(family=family, depth=8, width=4, skip=skip, branch="fixup", dropout=0.1)
     kinds = (nn.Linear, nn.Conv2d, nn.ReLU, nn.Dropout, Multiplier, ScalarBias)

@@ -256,6 +256,7 @@ def test_the_split_is_that_of_finished_runs():
     training, validation = split_indices(DIGITS, 6, DataConfig(train_size=20))
     assert training.tolist() == GOLDEN_TRAINING
     assert validation[:8].tolist() == GOLDEN_VALIDATION
+    assert noisy(torch.zeros(20).long(), 10, DataConfig(label_noise=0.5)).tolist() == GOLDEN_NOISY
 
 
 GOLDEN_TRAINING = [
@@ -281,3 +282,4 @@ GOLDEN_TRAINING = [
     1434,
 ]
 GOLDEN_VALIDATION = [14, 17, 27, 30, 45, 51, 55, 62]
+GOLDEN_NOISY = [6, 0, 4, 5, 0, 2, 0, 0, 0, 7, 0, 0, 0, 4, 0, 5, 5, 0, 4, 3]

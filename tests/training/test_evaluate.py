@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from depthlab.config import ModelConfig, TrainConfig
 from depthlab.data import Batches
 from depthlab.nets import Net, build
-from depthlab.training import evaluate
+from depthlab.training import evaluate, residuals
 
 BatchesMaker = Callable[..., Batches]
 
@@ -49,3 +49,20 @@ def test_in_bf16(batches: BatchesMaker) -> None:
     rounded = evaluate(net(), [batches()[0]], TrainConfig(precision="bf16"))
     assert rounded.loss == pytest.approx(exact.loss, rel=0.02)
     assert rounded.loss != exact.loss
+
+
+@pytest.mark.parametrize("loss", ["mse", "brier", "cross_entropy"])
+def test_residuals_are_outputs_minus_labels_in_evaluation_mode(loss: str, batches: BatchesMaker) -> None:
+    model, (inputs, labels) = net(norm="batch", dropout=0.5).train(), batches(batch_size=30)[0]
+    state = torch.get_rng_state()
+    found = residuals(model, inputs, labels, TrainConfig(loss=loss))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.training
+    with torch.no_grad():
+        logits = model.eval()(inputs)
+    outputs = logits if loss == "mse" else logits.exp() / logits.exp().sum(dim=1, keepdim=True)
+    expected = [[outputs[i, k].item() - (k == labels[i].item()) for k in range(10)] for i in range(30)]
+    torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-5, atol=1e-6)
+    if loss != "cross_entropy":  # mse is a mean over classes, brier a sum
+        squared_error = (10 if loss == "mse" else 1) * evaluate(model, [(inputs, labels)], TrainConfig(loss=loss)).loss
+        assert found.square().sum(dim=1).mean().item() == pytest.approx(squared_error, rel=1e-5)

@@ -33,10 +33,11 @@ def bias_variance(residuals: NDArray[np.float64]) -> BiasVariance:
         variance  1/(n - 1) sum_i |r_i - r|^2                    E|f - E f|^2
         bias      |r|^2 - variance / n                           |E f - y|^2
 
-    (Geman et al. 1992; with initialization among the random draws Neal et al. 2018; without bias, from disjoint parts of
-    the data, Yang et al. 2020). |r|^2 alone is too large by variance / n, since a mean of few runs still varies; less
-    that, the estimate of a bias near 0 can be negative. Where the labels y are not functions of x their variance is part of `bias`; they cancel from
-    `variance`. A residual that is not finite makes everything nan. Raises ValueError for another shape or one run.
+    (Geman et al. 1992; with initialization among the random draws Neal et al. 2018; without bias, from disjoint parts
+    of the data, Yang et al. 2020). |r|^2 alone is too large by variance / n, since a mean of few runs still varies;
+    less that, the estimate of a bias near 0 can be negative. Where labels are not a function of x their variance is
+    part of `bias`; from `variance` they cancel. A residual that is not finite makes everything nan.
+    Raises ValueError for another shape or one run.
 
     >>> bias_variance(np.array([[[3.0]], [[1.0]]]))  # one image, one output, two runs: 2 +- sqrt 2
     BiasVariance(error=5.0, bias=3.0, variance=2.0)

@@ -25,6 +25,7 @@ CONDITIONS = {
     "quickstart": ["model.activation", "model.init"],
     "activations": ["model.activation", "model.sigma_w", "train.lr"],
     "bias_variance": ["model.width", "data.label_noise"],
+    "exploding_gradients": ["model.sigma_w", "model.cell", "model.forget_bias", "train.clip_norm"],
     "losses": ["train.loss", "model.head_bias", "train.lr"],
 }
 """The settings in which the compared runs differ."""

@@ -121,3 +121,5 @@ def test_depths_of_two_conditions_or_of_nets_without_a_theory_are_refused():
         predicted_depth(errors)
     with pytest.raises(ValueError, match="norm='batch'"):
         predicted_depth(errors[:1].assign(**{"model.norm": "batch"}))
+    with pytest.raises(ValueError, match=r"family='rnn' is deep in time"):
+        predicted_depth(errors_of({(1.0, 2, 0): 0.1}).assign(**{"model.family": "rnn"}))

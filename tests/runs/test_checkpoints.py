@@ -54,9 +54,15 @@ DROPPED = dataclasses.replace(
     train=TrainConfig(steps=14, batch_size=20, eval_every=4, lr=0.01, l1=1e-3, l1_step="proximal"),
     probes=ProbesConfig(every=3, names=("update_ratio", "weight_distribution")),
 )
+RECURRENT = dataclasses.replace(
+    MLP,
+    model=ModelConfig(family="rnn", depth=2, width=6, activation="tanh", cell="lstm", forget_bias=1.0),
+    train=dataclasses.replace(MLP.train, clip_norm=0.5),
+)
 CONFIGS = {
     "mlp": MLP,
     "dropconnect": DROPPED,
+    "recurrent": RECURRENT,
     "rescaled": RESCALED,
     "noisy": NOISY,
     "cnn": CNN,

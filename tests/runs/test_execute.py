@@ -15,8 +15,8 @@ import pytest
 import torch
 import yaml
 
-from depthlab import data
-from depthlab.config import RunConfig, from_mapping
+from depthlab import data, theory
+from depthlab.config import ModelConfig, ProbesConfig, RunConfig, from_mapping
 from depthlab.probes import DISTRIBUTION, Reading, Row, weight_distribution
 from depthlab.runs import Run, Status, execute
 from depthlab.runs.store import COLUMNS
@@ -175,6 +175,39 @@ def test_reading_residuals_changes_nothing_else(tiny: RunConfig) -> None:
     table = run.readings()
     others = table[table["probe"] != "test_residual"].reset_index(drop=True)
     pd.testing.assert_frame_equal(others, execute(dropping, device=CPU).readings(), check_exact=True)
+
+
+def test_a_recurrent_net_is_read_at_every_time_step(tiny: RunConfig) -> None:
+    model = ModelConfig(family="rnn", depth=2, width=5, activation="tanh", cell="gru")
+    config = dataclasses.replace(tiny, model=model, probes=ProbesConfig(every=0, names=("backward_norm", "grad_norm")))
+    readings = execute(config, device=CPU).readings()
+    first = readings[(readings["step"] == 0) & (readings["depth"] > 0)]
+    backward = first[first["probe"] == "backward_norm"]
+    assert set(zip(backward["layer"], backward["depth"], strict=True)) == {
+        ("head.linear", 2), *((f"step_{t}", t) for t in range(1, 9))
+    }  # fmt: skip
+    gradients = first[first["probe"] == "grad_norm"]
+    assert list(zip(gradients["layer"], gradients["depth"], strict=True)) == [("blocks.0.cell", 1), ("head.linear", 2)]
+    assert (first["value"] > 0).all()
+
+
+def test_a_net_that_overflows_at_once_is_stored_with_the_layer_at_which_it_did(tiny: RunConfig) -> None:
+    """relu at sigma_w = 4 leaves float32 about layer 85; the run ends in its first update, and says so."""
+    model = ModelConfig(depth=100, width=60, init="gaussian", sigma_w=4.0)
+    config = dataclasses.replace(tiny, model=model, probes=ProbesConfig(every=0, names=("activation_std",)))
+    run = execute(config, device=CPU)
+    assert run.status() is Status.DIVERGED
+    assert run.record()["diverged_step"] == 0
+    readings = run.readings()
+    assert (readings["step"] == 0).all()
+    assert not math.isfinite(readings[readings["probe"] == "train_loss"]["value"].item())
+    std = readings[readings["probe"] == "activation_std"].set_index("depth")["value"]
+    assert len(std) == 100
+    finite = std.map(math.isfinite)
+    overflow = finite.idxmin()
+    assert overflow == pytest.approx(theory.overflow_depth(activation="relu", sigma_w=4.0), abs=4)
+    assert finite[: overflow - 1].all()
+    assert not finite[overflow:].any()
 
 
 def test_metrics_are_those_of_the_readings(tiny: RunConfig) -> None:

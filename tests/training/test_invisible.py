@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from depthlab.config import NORMS, PROBES, SKIPS, ModelConfig, ProbesConfig, TrainConfig
+from depthlab.config import CELLS, NORMS, PROBES, SKIPS, ModelConfig, ProbesConfig, TrainConfig
 from depthlab.data import Batches
-from depthlab.nets import build, weight_layers
+from depthlab.nets import build, time_steps, weight_layers
 from depthlab.probes import Reading
 from depthlab.training import build_optimizer, loop, train
 
@@ -83,7 +83,8 @@ def outcome(
         patch.setattr(loop, "build_optimizer", build_watched)
         patch.setattr(loop, "is_read", lambda *_: measured)
         settings = TrainConfig(steps=STEPS, batch_size=16, **config)
-        updates = list(train(net, weight_layers(net), batches, settings, ProbesConfig(every=1), seed=0))
+        probes, states = ProbesConfig(every=1), time_steps(net)
+        updates = list(train(net, weight_layers(net), batches, settings, probes, seed=0, states=states))
     assert len(gradients) == STEPS * len(list(net.parameters()))
     return Outcome(
         weights_and_buffers=flatten("", dict(net.state_dict())),
@@ -121,6 +122,12 @@ def test_for_every_family_and_norm(
 ) -> None:
     model = ModelConfig(family=family, depth=8, width=4, norm=norm, dropout=dropout)
     assert_invisible(monkeypatch, batches(), model)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_for_every_cell(cell: str, monkeypatch: pytest.MonkeyPatch, batches: BatchesMaker) -> None:
+    model = ModelConfig(family="rnn", depth=2, width=6, activation="tanh", cell=cell)
+    assert_invisible(monkeypatch, batches(), model, clip_norm=0.1)
 
 
 @pytest.mark.parametrize("skip", SKIPS)

@@ -332,8 +332,28 @@ class TestGradients:
         assert (sizes > 0).all()
         assert (sizes < 0.05).float().mean() > 0.5  # though it has made most of them small
 
+    def test_l1_is_of_both_matrices_of_a_cell(self, batches: BatchesMaker) -> None:
+        recurrent = {"family": "rnn", "depth": 2, "activation": "tanh", "cell": "gru"}
+        model, before = net(**recurrent), net(**recurrent)
+        with torch.no_grad():
+            for which in (model, before):
+                which.get_parameter("head.linear.weight").zero_()
+        run(model, batches(), steps=1, lr=0.5, momentum=0.0, l1=0.01)
+        for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
+            start = before.get_parameter(f"blocks.0.cell.{name}")
+            expected = start - 0.5 * 0.01 * start.sign() * name.startswith("weight")
+            torch.testing.assert_close(model.get_parameter(f"blocks.0.cell.{name}"), expected, rtol=0, atol=1e-7)
+
 
 class TestPrecision:
+    @pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
+    def test_recurrent_nets_train_in_bf16(self, cell: str, batches: BatchesMaker) -> None:
+        recurrent = {"family": "rnn", "depth": 2, "activation": "tanh", "cell": cell}
+        expected = losses(run(net(**recurrent), batches(), lr=0.01))
+        found = losses(run(net(**recurrent), batches(), lr=0.01, precision="bf16"))
+        assert found == pytest.approx(expected, rel=0.05)
+        assert found != expected
+
     def test_bf16_runs_in_bf16_and_stays_near_float32(self, batches: BatchesMaker) -> None:
         exact, rounded = net(), net()
         seen: list[torch.dtype] = []

@@ -61,6 +61,7 @@ DEFAULTS = {
     "model.norm_noise": 0.0,
     "model.skip": "none",
     "model.branch": "standard",
+    "model.gate_bias": -2.0,
     "model.init": "he",
     "model.sigma_w": None,
     "model.sigma_b": 0.0,
@@ -148,6 +149,7 @@ OTHERS: dict[str, list[Any]] = {
     "model.norm_noise": [0.0, 0.5],
     "model.skip": list(names.SKIPS),
     "model.branch": list(names.BRANCHES),
+    "model.gate_bias": [-2.0, -6.0, 0.0],
     "model.init": list(names.INITS),
     "model.sigma_w": [None, 0.0, 1.5],
     "model.sigma_b": [0.0, 0.1],
@@ -247,6 +249,7 @@ def test_each_field_enters_the_key(name: str) -> None:
         "model.branch": {"model.skip": "residual"},
         "model.cell": recurrent_net,
         "model.forget_bias": {**recurrent_net, "model.cell": "gru"},
+        "model.gate_bias": {"model.skip": "highway"},
     }.get(name, {})
     keys = set()
     for value in OTHERS[name]:

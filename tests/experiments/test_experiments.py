@@ -26,6 +26,7 @@ CONDITIONS = {
     "activations": ["model.activation", "model.sigma_w", "train.lr"],
     "bias_variance": ["model.width", "data.label_noise"],
     "exploding_gradients": ["model.sigma_w", "model.cell", "model.forget_bias", "train.clip_norm"],
+    "skip_connections": ["model.skip", "model.branch", "model.gate_bias", "model.bias"],
     "losses": ["train.loss", "model.head_bias", "train.lr"],
 }
 """The settings in which the compared runs differ."""

@@ -174,6 +174,16 @@ def test_gates_start_below_zero_with_weights_of_the_same_kind(init, bias):
         assert ratio.item() == pytest.approx(1, rel=0.2)
 
 
+@pytest.mark.parametrize("family", names.FAMILIES)
+def test_gates_start_where_they_are_told(family):
+    usual, closed = (
+        make(family=family, depth=8, width=6, skip="highway", **gate) for gate in ({}, {"gate_bias": -6.5})
+    )
+    for name, parameter in closed.named_parameters():
+        expected = usual.get_parameter(name)
+        assert torch.equal(parameter, torch.full_like(expected, -6.5) if name.endswith("gate.bias") else expected), name
+
+
 def test_critical_gains_of_scale_free_activations_keep_the_size_of_signals():
     z = torch.linspace(-12, 12, 240_001, dtype=torch.float64)
     density = torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)

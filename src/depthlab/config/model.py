@@ -20,6 +20,9 @@ INITS = ("torch_default", "xavier", "he", "orthogonal", "delta_orthogonal", "gau
 FAMILIES = ("mlp", "cnn", "rnn")
 CELLS = ("rnn", "lstm", "gru")
 
+GATE_BIAS = -2.0
+"""Where gates start, below zero as Srivastava et al. 2015 advise: sigmoid(-2) lets 0.12 of the branch through."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -40,6 +43,7 @@ class ModelConfig:
     norm_noise: float = number(0.0, "strength of noise after the normalization, new at every update", high=2)
     skip: str = choice("none", SKIPS, "what bypasses a block of two weight layers")
     branch: str = choice("standard", BRANCHES, "how residual branches start; all but standard from 0")
+    gate_bias: float = number(GATE_BIAS, "initial bias of the gates of highways; below 0: closed", low=-100, high=100)
     init: str = choice("he", INITS, "initialization of the weights")
     sigma_w: float | None = number(None, "gain of init=gaussian, orthogonal, delta_orthogonal (null: critical gain)")
     sigma_b: float = number(0.0, "standard deviation of the biases of the same three")
@@ -69,7 +73,7 @@ class ModelConfig:
                 f"model.norm_affine={str(self.norm_affine).lower()} and model.norm_noise={self.norm_noise} have no "
                 f"effect with model.norm=none; choose a norm, or leave them at true and 0"
             )
-        self._check_branch()
+        self._check_bypass()
         if self.init == "delta_orthogonal" and self.family != "cnn":
             raise ConfigError(
                 f"model.init=delta_orthogonal is for convolutions; with model.family={self.family} choose "
@@ -90,11 +94,16 @@ class ModelConfig:
         if self.sigma_b > 0 and not self.bias:
             raise ConfigError(f"model.sigma_b={self.sigma_b} needs biases; set model.bias=true or model.sigma_b=0")
 
-    def _check_branch(self) -> None:
+    def _check_bypass(self) -> None:
         if self.branch != "standard" and self.skip not in ("residual", "preactivation"):
             raise ConfigError(
                 f"model.branch={self.branch} has no effect with model.skip={self.skip}, which has no residual "
                 f"branches; choose model.skip=residual or preactivation, or model.branch=standard"
+            )
+        if self.gate_bias != GATE_BIAS and self.skip != "highway":
+            raise ConfigError(
+                f"model.gate_bias={self.gate_bias} has no effect with model.skip={self.skip}, which has no gates; "
+                f"choose model.skip=highway, or leave it at {GATE_BIAS}"
             )
         if self.branch == "fixup" and (self.norm != "none" or self.init == "lsuv" or self.head_gain != 1):
             raise ConfigError(

@@ -134,7 +134,8 @@ def preactivation(parts: Parts, hop: Hop) -> Block:
 def highway(parts: Parts, hop: Hop) -> Block:
     """Y = t H(x) + (1 - t) shortcut(x), t = sigmoid(W_t x + b_t): Srivastava et al. 2015, eq. 3; H two plain layers.
 
-    The gate is a layer like the first of H, with a bias always: it starts at GATE_BIAS, which lets most of x pass.
+    The gate is a layer like the first of H, with a bias always: it starts at config.gate_bias, which below 0 lets most
+    of x pass.
     """
     second = _second(hop)
     last = chain(**parts.weight(second), norm=parts.norm(second.outputs), activation=parts.activation())

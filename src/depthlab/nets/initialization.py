@@ -16,10 +16,6 @@ from depthlab.nets.blocks import Block
 from depthlab.nets.layers import LEAKY_SLOPE, STOCHASTIC, VERY_LEAKY_SLOPE, WeightLayer, gates, weight_layers
 from depthlab.nets.recurrence import draw_cell, keep_state
 
-GATE_BIAS = -2.0
-"""Where gates start, below zero as Srivastava et al. 2015 advise: sigmoid(-2) lets 0.12 of the branch through."""
-
-
 CRITICAL_GAINS = {
     "sigmoid": 1.0,
     "tanh": 1.0,
@@ -90,7 +86,7 @@ def initialize(model: nn.Module, config: ModelConfig) -> None:
     for _, gate in gates(model):  # last, so that the other weights are those of a net without gates
         draw(gate, sigma_w, sigma_b)
         if gate.bias is not None:
-            nn.init.constant_(gate.bias, GATE_BIAS)
+            nn.init.constant_(gate.bias, config.gate_bias)
 
 
 def _draw_cell(cell: nn.RNNCellBase, config: ModelConfig) -> None:

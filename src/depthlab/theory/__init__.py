@@ -15,6 +15,7 @@ from depthlab.theory.depth import (
 )
 from depthlab.theory.losses import logit_gradient
 from depthlab.theory.recurrence import TimeProfile, time_profile
+from depthlab.theory.residual import residual_chi, residual_variance_map
 from depthlab.theory.scope import batch_norm_backward_slope, check_applies
 from depthlab.theory.variance import chi, critical_sigma_w, fixed_point, variance_map
 
@@ -38,6 +39,8 @@ __all__ = [
     "overflow_depth",
     "phase",
     "profile",
+    "residual_chi",
+    "residual_variance_map",
     "time_profile",
     "trainable_depth",
     "variance_map",

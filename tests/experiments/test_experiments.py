@@ -28,6 +28,12 @@ CONDITIONS = {
     "exploding_gradients": ["model.sigma_w", "model.cell", "model.forget_bias", "train.clip_norm"],
     "skip_connections": ["model.skip", "model.branch", "model.gate_bias", "model.bias"],
     "losses": ["train.loss", "model.head_bias", "train.lr"],
+    "regularization": [
+        *("model.dropout", "model.dropconnect", "train.l1", "train.l1_step", "train.weight_decay"),
+        *("data.crop_padding", "data.flip", "data.cutout", "train.label_smoothing", "train.early_stopping"),
+        *("data.label_noise", "data.train_size", "train.optimizer", "train.lr", "train.eval_every"),
+    ],
+    "cross_validation": ["train.weight_decay"],
 }
 """The settings in which the compared runs differ."""
 
@@ -111,6 +117,10 @@ def test_claims_about_training_fail_where_it_changes_nothing():
 def _permuted(readings: pd.DataFrame, name: str, seed: int) -> pd.DataFrame:
     """Labels move between runs of one depth; where depth itself is compared its label moves along with the layers."""
     columns = CONDITIONS[name]
+    if name == "cross_validation":
+        # a choice is as good as what it is made by is related to what it is judged by: one of them keeps its labels
+        validation = readings["probe"] == "validation_error"
+        return pd.concat([figures.permuted(readings[validation], columns, seed), readings[~validation]])
     if "model.depth" not in columns:
         return figures.permuted(readings, columns, seed)
     # layers of a net cannot move to a net of another depth: depths are passed round by network readings alone

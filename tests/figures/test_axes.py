@@ -142,6 +142,14 @@ def test_legend_hides_no_data(readings: pd.DataFrame, side: Any) -> None:
     assert (figure.get_figheight() > height) == (side == "top")
 
 
+def test_legend_of_some_panels_names_their_lines_alone() -> None:
+    figure, axes = panels(2)
+    for panel, name in zip(axes, ("here", "elsewhere"), strict=True):
+        panel.plot([0, 1], [0, 1], label=name)
+    legend(figure, of=axes[:1])
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["here"]
+
+
 def test_theory_lies_over_the_points(readings: pd.DataFrame) -> None:
     _, axes = _drawn(_gradients(readings))
     theory(axes, [1, 10], [1e-6, 1.0])

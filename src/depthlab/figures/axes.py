@@ -54,6 +54,8 @@ POSITIONS = {
     "model.head_bias": Scale("initial logit of the first class"),
     "train.lr": Scale("learning rate", log=True),
     "train.batch_size": Scale("batch size", log=True),
+    "train.weight_decay": Scale("weight decay", log=True),
+    "data.train_size": Scale("training images", log=True),
 }
 
 CONTINUOUS = ("depth", "step")
@@ -119,10 +121,13 @@ def theory(axes: Axes, x: Sequence[float] | npt.NDArray[Any], y: Sequence[float]
     axes.plot(x, y, color="black", linewidth=0.9, linestyle=(0, (3, 3)), zorder=5, label="theory")
 
 
-def legend(figure: Figure, side: Literal["right", "top"] = "right") -> None:
-    """One legend for all panels, outside of them, where it hides no data; above them it adds to the figure's height."""
+def legend(figure: Figure, side: Literal["right", "top"] = "right", *, of: Sequence[Axes] | None = None) -> None:
+    """One legend for all panels, outside of them, where it hides no data; above them it adds to the figure's height.
+
+    `of`: the panels whose lines it names, where others have legends of their own.
+    """
     entries: dict[str, Any] = {}
-    for axes in figure.axes:
+    for axes in figure.axes if of is None else of:
         handles, labels = axes.get_legend_handles_labels()
         entries |= {label: handle for label, handle in zip(labels, handles, strict=True) if label not in entries}
     # First the lines, then what explains them.

@@ -37,6 +37,7 @@ ONLY_IN = {
     "pandas": {"figures", "runs", "experiments", "instrument", "tuning"},
     "sqlalchemy": {"tuning"},
 }
+MATPLOTLIB_TYPES = ("matplotlib.figure", "matplotlib.axes")
 THIRD_PARTY = {  # rooms that work without the rest of what depthlab installs
     "config": set(),
     "theory": {"torch", "numpy", "scipy"},
@@ -118,9 +119,9 @@ def out_of_place(root: Path) -> Iterator[str]:
         allowed = THIRD_PARTY.get(each.room)
         if allowed is not None and each.top not in {"depthlab", *allowed, *sys.stdlib_module_names}:
             yield f"{each}; {each.room} may import {', '.join(sorted(allowed)) or 'the standard library'} only"
-        takes_type_only = each.room in ("experiments", "instrument")
-        if takes_type_only and each.top == "matplotlib" and each.target != "matplotlib.figure":
-            yield f"{each}; it takes the type from matplotlib.figure and draws with depthlab.figures"
+        takes_types_only = each.room in ("experiments", "instrument")
+        if takes_types_only and each.top == "matplotlib" and each.target not in MATPLOTLIB_TYPES:
+            yield f"{each}; it takes types from {' and '.join(MATPLOTLIB_TYPES)} and draws with depthlab.figures"
 
 
 def circles(root: Path) -> Iterator[str]:

@@ -310,6 +310,11 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
         r"model\.branch=rezero has no effect with model\.skip=none.*; choose .*=residual",
     ),
     (
+        lambda: ModelConfig(gate_bias=-4.0, skip="residual"),
+        r"model\.gate_bias=-4\.0 has no effect with model\.skip=residual, which has no gates; .* leave it at -2\.0",
+    ),
+    (lambda: ModelConfig(gate_bias=-101.0, skip="highway"), r"model\.gate_bias=-101\.0 must be at least -100"),
+    (
         lambda: ModelConfig(branch="fixup", skip="highway"),
         r"model\.branch=fixup has no effect with model\.skip=highway",
     ),

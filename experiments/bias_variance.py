@@ -9,7 +9,6 @@ groups of runs in which no two share a training set or a seed; there are as many
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from depthlab import figures
@@ -168,8 +167,10 @@ def claims(readings: pd.DataFrame) -> list[Claim]:
     ]
 
 
-def threshold(axes: Axes, at: float) -> None:
-    axes.axvline(at, color="black", linewidth=0.9, linestyle=(0, (3, 3)), label="interpolation threshold")
+def threshold(drawing: Figure, panel: int, at: float) -> None:
+    drawing.axes[panel].axvline(
+        at, color="black", linewidth=0.9, linestyle=(0, (3, 3)), label="interpolation threshold"
+    )
 
 
 def figure(readings: pd.DataFrame) -> Figure:
@@ -177,21 +178,20 @@ def figure(readings: pd.DataFrame) -> Figure:
     terms = decomposed(readings).assign(probe="squared error of a test image")
     noises = sorted(terms["data.label_noise"].unique(), reverse=True)
     at = width_at_threshold(readings)
-    for panel, noise in zip(axes[:2], noises, strict=True):
-        figures.draw(panel, where(terms, data__label_noise=noise), "model.width", "term", labels=LINES)
-        panel.set_title(f"label noise {noise:g}")
-        threshold(panel, at)
+    for panel, noise in enumerate(noises):
+        figures.draw(axes[panel], where(terms, data__label_noise=noise), "model.width", "term", labels=LINES)
+        axes[panel].set_title(f"label noise {noise:g}")
     shares = pd.concat([crossed(readings, name).assign(images=name) for name in SHARES])
     shares = where(shares, data__label_noise=noises[0]).assign(probe="classified wrongly, %")
     figures.draw(axes[2], shares, "model.width", "images", labels=LINES)
     axes[2].set_title(f"label noise {noises[0]:g}")
-    threshold(axes[2], at)
     rows = sizes(readings).assign(probe="squared error of a test image")
     names = {n: f"{n} training images" for n in sorted(rows["data.train_size"].unique())}
     figures.draw(axes[3], rows, LOAD, "data.train_size", labels=names)
     axes[3].set(xscale="log", title=f"label noise {noises[0]:g}")
-    threshold(axes[3], 1)
-    for panel in axes[:3]:
-        figures.log_ticks(panel, terms["model.width"])
+    for panel in range(3):
+        figures.log_ticks(axes[panel], terms["model.width"])
+        threshold(drawing, panel, at)
+    threshold(drawing, 3, 1)
     figures.legend(drawing, "top")
     return drawing

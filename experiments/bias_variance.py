@@ -23,7 +23,6 @@ TERMS = {
     "variance": "variance",
     "of sets": "variance of training sets",
 }
-SETS = ("of sets", "variance")
 SHARES = {"test_error": "test images", "train_error": "training images"}
 LINES = TERMS | SHARES  # so that all of them look different
 LOAD = "parameters / (training images x classes)"
@@ -149,12 +148,6 @@ def claims(readings: pd.DataFrame) -> list[Claim]:
             effect=f"squared bias, width {narrowest} - {widest}, label noise {noisy:g}",
             values=change("bias", noisy, narrowest, widest),
             at_least=0.2,
-        ),
-        Claim(
-            statement="At the threshold nets disagree because of their training sets; initialization adds little.",
-            effect=f"variance at one initialization / variance, width {at}, label noise {noisy:g}",
-            values=figures.paired(where(terms, data__label_noise=noisy, model__width=at), "term", *SETS, ratio=True),
-            at_least=0.7,
         ),
         Claim(
             statement="The widest net has fitted its training labels, the wrong ones too.",

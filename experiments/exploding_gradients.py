@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from depthlab import figures, theory
@@ -270,12 +269,15 @@ def claims(readings: pd.DataFrame) -> list[Claim]:
     ]
 
 
-def in_percent(panel: Axes, rows: pd.DataFrame, x: str, by: str, labels: Mapping[Any, str]) -> None:
-    figures.draw(panel, rows, x, by, labels=labels)
-    panel.set(ylabel=f"{rows['probe'].iloc[0].replace('_', ' ')}, %", ylim=(-5, 105))
+def in_percent(
+    drawing: Figure, panel: int, rows: pd.DataFrame, *, x: str, by: str = "net", labels: Mapping[Any, str] = NETS
+) -> None:
+    figures.draw(drawing.axes[panel], rows, x, by, labels=labels)
+    drawing.axes[panel].set(ylabel=f"{rows['probe'].iloc[0].replace('_', ' ')}, %", ylim=(-5, 105))
 
 
-def draw_overflow(panel: Axes, readings: pd.DataFrame) -> None:
+def draw_overflow(drawing: Figure, readings: pd.DataFrame) -> None:
+    panel = drawing.axes[2]
     rows = where(feedforward(readings, "relu"), probe="activation_std", step=0)
     rows = where(rows, model__depth=rows["model.depth"].max())
     rows = rows[rows["depth"] < rows["model.depth"]]
@@ -291,9 +293,11 @@ def draw_overflow(panel: Axes, readings: pd.DataFrame) -> None:
     panel.set(ylim=(1e-2, 1e44), ylabel="s.d. of activation")
 
 
-def draw_time(panel: Axes, states: pd.DataFrame, by: str, labels: Mapping[Any, str]) -> None:
-    figures.draw(panel, states, "depth", by, labels=labels)
-    panel.set(xlabel="time step (row of image)", ylabel=r"gradient of state  $\|\partial L/\partial h_t\|$")
+def draw_time(drawing: Figure, panel: int, states: pd.DataFrame, by: str, labels: Mapping[Any, str]) -> None:
+    figures.draw(drawing.axes[panel], states, "depth", by, labels=labels)
+    drawing.axes[panel].set(
+        xlabel="time step (row of image)", ylabel=r"gradient of state  $\|\partial L/\partial h_t\|$"
+    )
 
 
 def figure(readings: pd.DataFrame) -> Figure:
@@ -305,22 +309,22 @@ def figure(readings: pd.DataFrame) -> Figure:
     figures.draw(axes[0], signal, "depth", "model.sigma_w", labels=SIGMAS)
     for _, part in signal.groupby("model.sigma_w"):
         figures.theory(axes[0], *figures.predicted_backward(part))
-    in_percent(axes[1], chaos(readings), "model.depth", "model.sigma_w", SIGMAS)
-    draw_overflow(axes[2], readings)
+    in_percent(drawing, 1, chaos(readings), x="model.depth", by="model.sigma_w", labels=SIGMAS)
+    draw_overflow(drawing, readings)
     states = in_time(readings)
     vanilla, gated = where(states, net="vanilla"), states[states["cell"] != "vanilla"]
-    draw_time(axes[3], vanilla, "model.sigma_w", SIGMAS)
+    draw_time(drawing, 3, vanilla, "model.sigma_w", SIGMAS)
     steps = np.arange(1, vanilla["depth"].max() + 1)
     for sigma_w, part in where(vanilla, depth=steps[-1]).groupby("model.sigma_w"):
         last = figures.interval(part["value"], log=True).mean
         figures.theory(axes[3], steps, last * np.exp(backward_in_time(float(str(sigma_w)), len(steps))))
-    draw_time(axes[4], gated, "net", NETS)
-    in_percent(axes[5], percent(figures.select(tuned(readings), "validation_error")), "step", "net", NETS)
+    draw_time(drawing, 4, gated, "net", NETS)
+    in_percent(drawing, 5, percent(figures.select(tuned(readings), "validation_error")), x="step")
     figures.draw(axes[6], spikes(readings), "step", "net", labels=NETS)
     curves = figures.select(recurrent(readings, spikes=True), "validation_error")
-    in_percent(axes[7], percent(curves), "step", "net", NETS)
+    in_percent(drawing, 7, percent(curves), x="step")
     rates = errors(shown(recurrent(readings)), "test_error")
-    in_percent(axes[8], rates, "train.lr", "net", NETS)
+    in_percent(drawing, 8, rates, x="train.lr")
     figures.log_ticks(axes[8], rates["train.lr"])
     titles = ("tanh, at start", "tanh", "relu, at start", "vanilla, at start", "gated, at start", "best rate")
     gain = SIGMAS[SHOWN]

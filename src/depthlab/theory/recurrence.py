@@ -36,7 +36,7 @@ def time_profile(drive: Sequence[float], *, activation: str, sigma_w: float) -> 
     of a batch are root mean squares over profiles of its examples, of which those with little drive saturate least and
     reach furthest. Raises ValueError for no steps, for a negative drive, and as variance_map does.
 
-    >>> time_profile([1.0] * 50, activation="tanh", sigma_w=1.0).log_backward_norm[0].round(2)
+    >>> round(float(time_profile([1.0] * 50, activation="tanh", sigma_w=1.0).log_backward_norm[0]), 2)
     -22.51
     """
     if not len(drive):

@@ -41,8 +41,9 @@ def feedforward(readings: pd.DataFrame, activation: str) -> pd.DataFrame:
 
 
 def recurrent(readings: pd.DataFrame, *, spikes: bool = False) -> pd.DataFrame:
-    """Recurrent nets, those that are read all along or the others, with names for cell and net."""
-    rows = readings[(readings["model.family"] == "rnn") & ((readings["probes.every"] > 0) == spikes)]
+    """Recurrent nets, those that are read all along, and evaluated more often, or the others; names for cell and net."""
+    rows = where(readings, model__family="rnn")
+    rows = rows[(rows["train.eval_every"] < rows["train.eval_every"].max()) == spikes]
     cells = [CELLS[each] for each in zip(rows["model.cell"], rows["model.forget_bias"], strict=True)]
     found = rows.assign(cell=cells, clipped=rows["train.clip_norm"].notna())
     return found.assign(net=found["cell"].mask(found["clipped"], found["cell"] + ", clipped"))

@@ -41,9 +41,10 @@ def feedforward(readings: pd.DataFrame, activation: str) -> pd.DataFrame:
 
 
 def recurrent(readings: pd.DataFrame, *, spikes: bool = False) -> pd.DataFrame:
-    """Recurrent nets, those that are read all along, and evaluated more often, or the others; names for cell and net."""
+    """Recurrent nets, those that are read all along and evaluated more often, or the others; with their names."""
     rows = where(readings, model__family="rnn")
-    rows = rows[(rows["train.eval_every"] < rows["train.eval_every"].max()) == spikes]
+    usual: int = rows["train.eval_every"].max()
+    rows = rows[(rows["train.eval_every"] < usual) == spikes]
     cells = [CELLS[each] for each in zip(rows["model.cell"], rows["model.forget_bias"], strict=True)]
     found = rows.assign(cell=cells, clipped=rows["train.clip_norm"].notna())
     return found.assign(net=found["cell"].mask(found["clipped"], found["cell"] + ", clipped"))

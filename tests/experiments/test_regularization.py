@@ -59,18 +59,27 @@ def test_estimates_are_those_of_numpy():
 
 @pytest.mark.parametrize("common", [0.0, 0.03])
 def test_spread_is_the_ratio_of_bengio_and_grandvalet(common: float):
-    """Errors = what a pool's folds have in common + each fold's own: (s1 / k + s3) / (s1 / k), a hundred pools."""
+    """Errors = what a pool's folds have in common + each fold's own: (s1 / k + s3) / (s1 / k)."""
     random, own, folds = np.random.default_rng(0), 0.04, 5
     tables = {
         seed: 0.5 + own * random.standard_normal((4, folds)) + common * random.standard_normal((4, 1))
-        for seed in range(100)
+        for seed in range(400)
     }
     found = validation.spread(validation.estimates(pools(tables, np.zeros(4), DECAYS)))
     expected = (own**2 / folds + common**2) / (own**2 / folds)
     assert found.mean() == pytest.approx(expected, rel=0.25)
-    means = 100 * np.array([table.mean(axis=1) for table in tables.values()])
-    naive = 1e4 * np.mean([table.var(axis=1, ddof=1) / folds for table in tables.values()])
-    assert found.mean() == pytest.approx(means.var(axis=0, ddof=1).mean() / naive)
+    means = np.array([table[0].mean() for table in tables.values()])
+    naive = np.mean([table[0].var(ddof=1) / folds for table in tables.values()])
+    assert found.mean() == pytest.approx(means.var(ddof=1) / naive)
+
+
+def test_a_pool_with_one_decay_counts_for_the_spread_alone():
+    whole, part = {0: FOLDS, 1: FOLDS + 0.01}, {2: FOLDS[1:2] + 0.02}
+    both = pd.concat([pools(whole, np.zeros(4), DECAYS), pools(part, np.zeros(1), DECAYS[1:2])])
+    assert set(validation.choices(both)["seed"]) == {0, 1}
+    found = validation.spread(validation.estimates(both))
+    naive = 1e4 * FOLDS[1].var(ddof=1) / 3
+    assert found.to_dict() == pytest.approx({0: 1.5 / naive, 1: 0, 2: 1.5 / naive}, abs=1e-9)
 
 
 def test_claims_about_choices_fail_where_folds_say_nothing():

@@ -1,4 +1,4 @@
-"""Cross-validation chooses a weight decay nearly as good as the test set's choice; its folds do not tell how sure it is.
+"""Cross-validation chooses a weight decay nearly as good as the test set's choice; its folds do not tell how surely.
 
 Each seed has a pool of images of its own. Top: error on each fold of one pool against the weight decay, their mean with
 its naive standard error, and the test error; the same means over all pools. Bottom: regret of each rule of choice in

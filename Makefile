@@ -69,6 +69,7 @@ report: $(INSTALLED) ## one HTML page of all figures, tables and claims, in the 
 
 benchmark: $(INSTALLED) ## what watching costs, or BENCHMARK=passes|step|data|sweep|depth|limit; ARGS="--rounds 3" are its options
 	OMP_NUM_THREADS=1 $(VENV)/bin/python benchmarks/$(BENCHMARK).py --output $(ARGS)
+	$(VENV)/bin/python benchmarks/headlines.py
 
 torture: $(INSTALLED) ## kills a sweep 100 times and compares its readings with an undisturbed one's; ARGS="--kills 20 --seed 1"
 	OMP_NUM_THREADS=1 $(VENV)/bin/python tests/torture/harness.py $(ARGS)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measuring import circumstances, interleaved, speed_table
+from measuring import circumstances, interleaved, speed, speed_table
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -106,7 +106,11 @@ def main() -> None:
         options.rounds,
     )
     torch.set_num_threads(1)
+    slow, fast = (speed(seconds, "depthlab, 4 threads", f"DataLoader, {workers} workers") for workers in (0, 4))
     page = f"""# Crop, flip and normalise
+
+> Images of CIFAR-10's size are cropped, flipped and normalized {slow} times as fast as by a `DataLoader` without
+> workers, {fast} times as fast as by one with four.
 
 {circumstances()}
 Images of CIFAR-10's shape in batches of {BATCH}: median over {options.rounds} rounds, in which all take their turn in

@@ -90,8 +90,8 @@ def exponent(depths: list[int], values: list[float]) -> float:
     return float(np.polyfit(np.log(depths), np.log(values), 1)[0])
 
 
-def section(family: str, options: argparse.Namespace, progress: tqdm[None]) -> str:
-    """Markdown: a row for each depth, then the exponents."""
+def section(family: str, options: argparse.Namespace, progress: tqdm[None]) -> tuple[str, str]:
+    """Markdown: a row for each depth, then the exponents; of these, those without checkpointing."""
     least = measured(family, 4, 2, False)
     found: list[tuple[dict[str, float], dict[str, float]]] = []
     for depth in options.depths:
@@ -110,7 +110,8 @@ def section(family: str, options: argparse.Namespace, progress: tqdm[None]) -> s
         growth(options.depths, list(each), kind)
         for each, kind in zip(zip(*found, strict=True), ("Without", "With"), strict=True)
     ]
-    return f"## {family}\n\n{pipe_table(heads, rows, ['right'] * len(heads))}\n{chr(10).join(words)}\n"
+    table = pipe_table(heads, rows, ["right"] * len(heads))
+    return f"## {family}\n\n{table}\n{chr(10).join(words)}\n", words[0]
 
 
 def cells(step: dict[str, float]) -> list[str]:
@@ -150,12 +151,14 @@ def main() -> None:
         sections = [section(family, options, progress) for family in FAMILIES]
     page = f"""# Depth
 
+> {(chr(10) + "> ").join(f"{family}: {words}" for family, (_, words) in zip(FAMILIES, sections, strict=True))}
+
 {circumstances()}
 One thread; median of {options.steps - 1} training steps with a fused optimiser, first without activation checkpointing,
 then with it. MiB: memory above that of the same process with a net of 4 layers; of activations: what of it came in the
 training steps, when weights, gradients and momentum were already there.
 
-{chr(10).join(sections)}"""
+{chr(10).join(text for text, _ in sections)}"""
     print(page)
     if options.output is not None:
         options.output.write_text(page)

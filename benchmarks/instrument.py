@@ -13,6 +13,7 @@ import gc
 import math
 import os
 import random
+import statistics
 import sys
 import textwrap
 import time
@@ -153,6 +154,14 @@ def cost_table(found: Mapping[str, Mapping[str, list[float] | str]]) -> str:
     return pipe_table(heads, rows, ["left"] + ["right"] * len(found))
 
 
+def ratio(seconds: Mapping[str, list[float] | str], tool: str = "depthlab") -> float:
+    """Median over rounds of a tool's time over that of the unwatched net."""
+    rounds, bare = seconds[tool], seconds[BARE]
+    if isinstance(rounds, str) or isinstance(bare, str):
+        return math.nan
+    return statistics.median(time_ / unwatched for time_, unwatched in zip(rounds, bare, strict=True))
+
+
 def outcome_table(options: argparse.Namespace, found: Mapping[str, Mapping[str, list[float] | str]]) -> str:
     """Markdown: what survives of each tool's readings, which idioms it stands; below, every error in a line."""
     rows, crashes = [], defaultdict[str, list[str]](list)
@@ -189,6 +198,10 @@ def report(options: argparse.Namespace) -> str:
     with tqdm(total=len(options.nets) * options.rounds * len(TOOLS)) as progress:
         found = {net: costs(net, options, progress) for net in options.nets}
     return f"""# Watching a training: what it costs, and what survives
+
+> An update that `depthlab.watch` watches takes, over one that nothing watches: {
+        ", ".join(f"{ratio(seconds):.3f} ({net})" for net, seconds in found.items())
+    }.
 
 {circumstances(options.device, versions_of_tools())}
 Time of a watched update over that of an unwatched one (whose milliseconds stand behind each net's name): median and

@@ -204,7 +204,10 @@ def main() -> None:
         f"## {name}\n\n{pipe_table(['of a step', 'share'], shares, ['left', 'right'])}"
         for name, (_, shares) in found.items()
     ]
+    reached = ", ".join(f"{row[-1].split()[0]} ({name})" for name, (row, _) in found.items())
     page = f"""# The limit
+
+> A training step's floating-point speed, as a share of that of its matrix products and convolutions alone: {reached}.
 
 {circumstances()}
 Batch {RESNET.train.batch_size}, float32, {options.rounds} rounds in which all take their turn, each for

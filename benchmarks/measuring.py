@@ -39,6 +39,11 @@ def ratios(seconds: Mapping[str, Sequence[float]], name: str, over: str) -> tupl
     return low, middle, high
 
 
+def speed(seconds: Mapping[str, Sequence[float]], name: str, over: str) -> str:
+    """The median of these, for a headline."""
+    return f"{ratios(seconds, name, over)[1]:.2g}"
+
+
 def speed_table(seconds: Mapping[str, Sequence[float]], over: Sequence[str], unit: str, pieces: float = 1) -> str:
     """Markdown: pieces a second (median), and for each contender its speed over those of `over`."""
     heads = ["", f"{unit}/s", *(f"speed over {name}" for name in over)]

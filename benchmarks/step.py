@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 from data import BATCH, popular, random_pixels
-from measuring import circumstances, interleaved, speed_table
+from measuring import circumstances, interleaved, speed, speed_table
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -125,7 +125,7 @@ def main() -> None:
     prepare_process(options.threads)
     pixels = random_pixels()
     loaders = {workers: popular(pixels, workers) for workers in (0, 2, 4)}
-    tables = []
+    tables, heads = [], []
     for name in options.nets:
         config, stretch = NETS[name], (5, options.steps)
         batches = prepared(config, 20)
@@ -142,7 +142,12 @@ def main() -> None:
             over += [f"usual, {workers} workers" for workers in loaders]
         seconds = interleaved(contenders, options.rounds, name)
         tables.append(f"## {name}\n\n{speed_table(seconds, over, 'updates')}")
+        beside = f", {speed(seconds, 'depthlab', over[-1])} times that of a loop with a `DataLoader`" * (len(over) > 1)
+        heads.append(f"> {speed(seconds, 'depthlab', 'bare')} ({name}){beside}")
     page = f"""# What is around the step
+
+> Batches, probes and readings included, a run's updates go at this share of the speed of a bare loop's:
+{(";" + chr(10)).join(heads)}.
 
 {circumstances()}
 Batch {BATCH}, {options.steps} timed updates a round, {options.rounds} rounds in one process, in each of which all take

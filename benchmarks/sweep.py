@@ -11,7 +11,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from measuring import circumstances, interleaved, speed_table
+from measuring import circumstances, interleaved, speed, speed_table
 
 HERE = Path(__file__).parent
 RESULT = HERE / "results" / "sweep.md"
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--grids", nargs="+", choices=GRIDS, default=list(GRIDS))
     parser.add_argument("--output", nargs="?", type=Path, const=RESULT, help="also write it (default: results/ here)")
     options = parser.parse_args()
-    tables = []
+    tables, heads = [], []
     for name in options.grids:
         contenders = {
             "depthlab train -m": partial(seconds, OURS, GRIDS[name], None),
@@ -62,7 +62,10 @@ def main() -> None:
         found = interleaved(contenders, options.rounds, name)
         others = [other for other in contenders if "basic" in other]
         tables.append(f"## {name}\n\n`{GRIDS[name]}`\n\n{speed_table(found, others, 'sweeps')}")
+        heads.append(f"{speed(found, 'depthlab train -m', others[0])} times as fast ({name})")
     page = f"""# A sweep, from cold start to its last file
+
+> From cold start to its last file a sweep is done {", ".join(heads)} as by Hydra's basic launcher with all threads.
 
 {circumstances()}
 Whole commands in turn, {options.rounds} rounds; medians, ratios of speeds with quartiles. Both train the same runs with

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -20,6 +21,19 @@ def script() -> str:
 
 def test_script_has_fifteen_lines() -> None:
     assert len([line for line in script().splitlines() if line.strip()]) <= 15
+
+
+def test_ratios_are_those_of_the_benchmarks() -> None:
+    spec = importlib.util.spec_from_file_location("headlines", ROOT / "benchmarks" / "headlines.py")
+    assert spec is not None
+    assert spec.loader is not None
+    headlines = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(headlines)
+    listed = headlines.listed(ROOT / "benchmarks" / "results")
+    assert listed.count("\n") >= 2
+    found = headlines.MARKED.search((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert found is not None
+    assert found.group().strip() == listed.strip(), "python benchmarks/headlines.py writes them"
 
 
 @pytest.mark.slow

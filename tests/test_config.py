@@ -37,6 +37,7 @@ from depthlab.config.fields import flatten
 
 DEFAULTS = {
     "data.name": "digits",
+    "data.classes": [],
     "data.train_size": None,
     "data.validation_fraction": 0.1,
     "data.pool_size": None,
@@ -101,6 +102,11 @@ DEFAULTS = {
         "saturation",
         "dead_fraction",
     ],
+    "transfer.source": [],
+    "transfer.copied": None,
+    "transfer.trained": None,
+    "transfer.head": "linear",
+    "transfer.backbone_lr_factor": 1.0,
     "seed": 0,
 }
 """Frozen: a default that changes gives old runs a meaning that they did not have. A new field is added here."""
@@ -125,7 +131,8 @@ GOLDEN = {
 
 OTHERS: dict[str, list[Any]] = {
     "data.name": list(DATASETS),
-    "data.train_size": [None, 200, 500],
+    "data.classes": [[], [0, 1, 2], [2, 1, 0]],
+    "data.train_size": [None, 200, 300],
     "data.validation_fraction": [0.1, 0.25],
     "data.pool_size": [None, 600, 1000],
     "data.folds": [None, 2, 5],
@@ -180,6 +187,11 @@ OTHERS: dict[str, list[Any]] = {
     "train.activation_checkpointing": [False, True],
     "probes.every": [100, 0],
     "probes.names": [list(READ_BY_DEFAULT), list(PROBES), ["grad_norm"], []],
+    "transfer.source": [[], ["data.name:mnist"], ["run:6d76d6a408f17555"], ["file:weights.pt", f"sha256:{'0' * 64}"]],
+    "transfer.copied": [None, 3],
+    "transfer.trained": [None, 0, 2],
+    "transfer.head": list(names.HEADS),
+    "transfer.backbone_lr_factor": [1.0, 0.1],
     "seed": [0, 1, 2**40],
 }
 
@@ -250,6 +262,7 @@ def test_each_field_enters_the_key(name: str) -> None:
         "model.cell": recurrent_net,
         "model.forget_bias": {**recurrent_net, "model.cell": "gru"},
         "model.gate_bias": {"model.skip": "highway"},
+        "transfer.copied": {"transfer.trained": 1},
     }.get(name, {})
     keys = set()
     for value in OTHERS[name]:
@@ -427,6 +440,91 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
         r"model\.stages=5 halves digits images of 8 pixels to nothing; choose at most 4 stages",
     ),
 ]
+
+
+KEY = "6d76d6a408f17555"
+
+REFUSED_TRANSFERS: list[tuple[dict[str, Any], str]] = [
+    ({"source": ["mnist"]}, r"holds 'mnist'; give each part once and as NAME:VALUE"),
+    ({"source": ["data.name:mnist", "data.name:digits"]}, r"give each part once"),
+    ({"source": ["train.steps:5"]}, r"does not say what was trained on; add data\.name:NAME"),
+    ({"source": ["data.name:mnst"]}, r"describes no run: data\.name=mnst must be one of .*did you mean mnist\?"),
+    ({"source": ["data.name:mnist", "train.stps:5"]}, r"describes no run: train\.stps is not a setting"),
+    ({"source": ["data.name:mnist", "transfer.head:mlp"]}, r"is itself a transfer is given as run:KEY"),
+    ({"source": ["run:12"]}, r"the 16 digits of a run's key"),
+    ({"source": [f"run:{KEY}", "data.name:mnist"]}, r"give run:KEY alone"),
+    ({"source": ["file:weights.pt"]}, r"the 64 digits that sha256sum PATH tells"),
+    ({"source": ["file:weights.pt", "sha256:abc"]}, r"the 64 digits"),
+    ({"copied": 3}, r"transfer\.copied=3 has no effect without transfer\.source"),
+    ({"copied": 0, "trained": 0}, r"transfer\.copied=0 must be at least 1"),
+    ({"copied": 2, "trained": 3}, r"transfer\.trained=3 must be at most transfer\.copied=2"),
+    ({"copied": 20, "trained": 0}, r"transfer\.copied=20 is more than the 19 blocks .* at most 19"),
+    ({"trained": 20}, r"transfer\.trained=20 is more than the 19 blocks"),
+    ({"backbone_lr_factor": 0}, r"freeze them with transfer\.trained=0"),
+    ({"backbone_lr_factor": 0.1, "trained": 0}, r"has no effect with transfer\.trained=0"),
+]
+
+
+@pytest.mark.parametrize(("transfer", "message"), REFUSED_TRANSFERS)
+def test_transfers_that_cannot_be_are_refused(transfer: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        from_mapping({"transfer": transfer})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_transfer_does_not_go_with_an_initialization_that_rescales() -> None:
+    with pytest.raises(ConfigError, match=r"model\.init=lsuv rescales all layers"):
+        from_mapping({"model": {"init": "lsuv"}, "transfer": {"source": ["data.name:mnist"]}})
+
+
+def test_a_source_is_the_run_of_its_settings_with_this_model_and_seed() -> None:
+    source = ["train.lr:0.10", "data.name:mnist", "data.classes:[3, 1]", "model.width:50"]
+    run = from_mapping(
+        {"seed": 3, "model": {"depth": 5}, "train": {"steps": 7}, "transfer": {"source": source, "trained": 0}}
+    )
+    assert run.source() == RunConfig(
+        seed=3,
+        data=DataConfig(name="mnist", classes=(3, 1)),
+        model=ModelConfig(depth=5, width=50),
+        train=TrainConfig(lr=0.1),
+    )
+    assert RunConfig().source() is None
+
+
+def test_equal_sources_have_equal_keys() -> None:
+    spellings = (
+        ["data.name:mnist", "train.lr:0.1", "data.classes:[0, 1]"],
+        ["data.classes:[0,1]", "train.lr:0.10", "data.name:mnist"],
+    )
+    assert len({from_mapping({"transfer": {"source": list(given)}}).key() for given in spellings}) == 1
+
+
+def test_of_a_file_the_content_is_in_the_key_and_the_place_is_not() -> None:
+    def key(path: str, digit: str) -> str:
+        return from_mapping({"transfer": {"source": [f"file:{path}", f"sha256:{digit * 64}"]}}).key()
+
+    assert key("a.pt", "0") == key("/b/c.pt", "0") != key("a.pt", "1")
+
+
+@pytest.mark.parametrize(("depth", "skip", "blocks"), [(2, "none", 1), (5, "none", 4), (8, "residual", 4)])
+def test_the_stem_counts_as_a_block_and_the_head_does_not(depth: int, skip: str, blocks: int) -> None:
+    from depthlab.nets import build
+
+    config = ModelConfig(depth=depth, skip=skip)
+    net = build(config, channels=1, size=8, classes=10, seed=0)
+    assert config.blocks == blocks == 1 + len(net.blocks)
+
+
+@pytest.mark.parametrize("classes", [(1,), (1, 1), (1, 10), (-1, 2)])
+def test_classes_that_are_not_there_are_refused(classes: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError, match=r"data\.classes=.* must be two labels of digits or more, each once"):
+        DataConfig(classes=classes)
+
+
+def test_a_part_of_the_classes_has_fewer_images() -> None:
+    assert DataConfig(name="cifar10", classes=(0, 1, 2)).training_images == 13_500
+    with pytest.raises(ConfigError, match=r"data\.train_size=13501 must be between 3 .* and 13500"):
+        DataConfig(name="cifar10", classes=(0, 1, 2), train_size=13_501)
 
 
 @pytest.mark.parametrize(("make", "message"), REFUSED)

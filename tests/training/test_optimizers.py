@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from depthlab.config import OPTIMIZERS, SCHEDULES, TrainConfig
-from depthlab.training import build_optimizer, learning_rate
+from depthlab.training import build_optimizer, learning_rate, set_learning_rate
 
 
 def rates(**config: Any) -> list[float]:
@@ -97,3 +97,36 @@ class TestOptimizers:
             model.weight.grad = torch.ones(2, 2)
             optimizer.step()
         assert model.weight.tolist() == [pytest.approx([expected] * 2, rel=1e-5)] * 2
+
+
+class TestSlowGroups:
+    @pytest.mark.parametrize("name", OPTIMIZERS)
+    def test_an_update_of_the_slow_ones_is_one_at_their_own_rate(self, name: str) -> None:
+        """Against nets that are trained whole at either rate: an update depends on gradient and rate alone."""
+
+        def trained(factor: float, lr: float) -> list[torch.Tensor]:
+            torch.manual_seed(0)
+            model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+            config = TrainConfig(optimizer=name, lr=lr, schedule="cosine", weight_decay=0.1, steps=3)
+            optimizer = build_optimizer(model, config, list(model[0].parameters()), factor)
+            set_learning_rate(optimizer, config, 1)
+            model(torch.ones(5, 3)).square().sum().backward()
+            optimizer.step()
+            return [parameter.detach() for parameter in model.parameters()]
+
+        mixed, slow, fast = trained(0.25, 0.5), trained(1, 0.125), trained(1, 0.5)
+        assert all(torch.equal(*pair) for pair in zip(mixed[:2], slow[:2], strict=True))
+        assert all(torch.equal(*pair) for pair in zip(mixed[2:], fast[2:], strict=True))
+        assert not torch.equal(mixed[0], fast[0])
+
+    def test_what_needs_no_gradient_is_in_no_group(self) -> None:
+        model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+        model[0].requires_grad_(False)
+        for slow, factor in (([], 1.0), ([model[1].bias], 0.1)):
+            groups = build_optimizer(model, TrainConfig(), slow, factor).param_groups
+            held = {id(parameter) for group in groups for parameter in group["params"]}
+            assert held == {id(parameter) for parameter in model[1].parameters()}
+
+    def test_without_slow_ones_there_is_one_group_as_ever(self) -> None:
+        (group,) = build_optimizer(nn.Linear(3, 4), TrainConfig()).param_groups
+        assert "lr_factor" not in group

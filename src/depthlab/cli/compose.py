@@ -47,6 +47,9 @@ class Launch:
     sweep: SweepConfig
 
 
+SECTIONS = ("data", "model", "train", "probes", "transfer")
+"""The parts of a run."""
+
 ALIASES = {"hydra/launcher": "sweep.engine"}
 """What Hydra calls things, for those who know it."""
 
@@ -237,10 +240,10 @@ def _schema() -> Any:
     """The dataclasses, typed. OmegaConf makes frozen ones read-only, and then nothing could be merged into them."""
     run = OmegaConf.structured(RunConfig)
     schema = OmegaConf.create({"device": "auto", "seed": run.seed, "sweep": OmegaConf.structured(SweepConfig)})
-    for name in ("data", "model", "train", "probes"):
+    for name in SECTIONS:
         schema[name] = run[name]
     for section in (
-        *map(schema.get, ("data", "model", "train", "probes", "sweep")),
+        *map(schema.get, (*SECTIONS, "sweep")),
         schema.sweep.slurm,
         schema.sweep.ray,
     ):

@@ -125,4 +125,9 @@ def _at_scale(value: Any, scale: str) -> Any:
         value = value.get(scale)
     if isinstance(value, bool):
         return str(value).lower()
-    return f"[{','.join(map(str, value))}]" if isinstance(value, list) else value
+    return f"[{','.join(map(_element, value))}]" if isinstance(value, list) else value
+
+
+def _element(value: Any) -> str:
+    """An element of a list, in quotes where it holds a list itself."""
+    return f"'{value}'" if "[" in str(value) else str(value)

@@ -44,9 +44,15 @@ def _train_one(launch: Launch, device: torch.device) -> int:
     # small matrices are slower on many threads than on one
     prepare_process(launch.sweep.threads or (available_cores() if config.model.family == "cnn" else 1))
     run = runs.Run.of(config)
-    was_there = run.status().finished
+    was_there = runs.is_finished(run, launch.sweep.keep_weights)
     with _Progress(config) as progress:
-        runs.execute(config, device=device, progress=progress, checkpoint_seconds=launch.sweep.checkpoint_seconds)
+        runs.execute(
+            config,
+            device=device,
+            progress=progress,
+            checkpoint_seconds=launch.sweep.checkpoint_seconds,
+            keep_weights=launch.sweep.keep_weights,
+        )
     record = run.record()
     if record["status"] == "diverged":
         print(f"diverged at step {record['diverged_step']}: the loss is not finite")

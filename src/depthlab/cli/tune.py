@@ -20,7 +20,7 @@ from depthlab.training import available_cores, resolve_device
 if TYPE_CHECKING:
     from depthlab import tuning
 
-COMPARED_ON = ("data", "data.name", "data.validation_fraction", "data.split_seed")
+COMPARED_ON = ("data", "data.name", "data.classes", "data.validation_fraction", "data.split_seed")
 """What says on which images the validation error is measured: trials that differ in it could not be compared."""
 
 COMBINATIONS = 50

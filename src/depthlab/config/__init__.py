@@ -17,6 +17,7 @@ from depthlab.config.train import (
     ProbesConfig,
     TrainConfig,
 )
+from depthlab.config.transfer import HEADS, TransferConfig
 
 __all__ = [
     "ACTIVATIONS",
@@ -25,6 +26,7 @@ __all__ = [
     "DATASETS",
     "ENGINES",
     "FAMILIES",
+    "HEADS",
     "INITS",
     "L1_STEPS",
     "LOSSES",
@@ -50,6 +52,7 @@ __all__ = [
     "SlurmConfig",
     "SweepConfig",
     "TrainConfig",
+    "TransferConfig",
     "Value",
     "WholeInterval",
     "build_sweep",

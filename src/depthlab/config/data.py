@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from depthlab.config.fields import ConfigError, check_fields, choice, flag, number
 
@@ -33,6 +33,10 @@ class DataConfig:
     """Which images, cut how, augmented how."""
 
     name: str = choice("digits", tuple(DATASETS), "data set")
+    classes: tuple[int, ...] = field(
+        default=(),
+        metadata={"about": "labels that are kept, and become 0, 1, ... in this order ([]: all)"},
+    )
     train_size: int | None = number(None, "class-balanced subset of the training part (null: all)", low=1)
     validation_fraction: float = number(0.1, "share of the training data cut off to choose models on", below=1)
     pool_size: int | None = number(None, "class-balanced subset that training and validation share (null: all)", low=1)
@@ -48,7 +52,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         check_fields(self, "data")
         facts = DATASETS[self.name]
-        self._check_parts(facts)
+        self._check_classes(facts)
+        self._check_parts()
         if self.crop_padding >= facts.size:
             raise ConfigError(
                 f"data.crop_padding={self.crop_padding} is too large for {self.name} images of {facts.size} pixels; "
@@ -59,24 +64,25 @@ class DataConfig:
                 f"data.cutout={self.cutout} is larger than {self.name} images; choose at most {facts.size}"
             )
 
-    def _check_parts(self, facts: DatasetFacts) -> None:
-        pool = self.pool_size or facts.train
-        if not facts.classes <= pool <= facts.train:
+    def _check_parts(self) -> None:
+        images, classes = self._kept
+        pool = self.pool_size or images
+        if not classes <= pool <= images:
             raise ConfigError(
-                f"data.pool_size={pool} must be between {facts.classes} (one image a class) and {facts.train} (the "
+                f"data.pool_size={pool} must be between {classes} (one image a class) and {images} (the "
                 f"training images of {self.name})"
             )
-        self._check_folds(facts, pool)
+        self._check_folds(classes, pool)
         validation = self.validation_images
         left = pool - validation
-        if left < facts.classes or validation < 1:
+        if left < classes or validation < 1:
             raise ConfigError(
                 f"data.validation_fraction={self.validation_fraction} leaves {left} images of {self.name} to train on "
                 f"and {validation} to validate on; choose it so that both hold some, such as 0.1"
             )
-        if self.train_size is not None and not facts.classes <= self.train_size <= left:
+        if self.train_size is not None and not classes <= self.train_size <= left:
             raise ConfigError(
-                f"data.train_size={self.train_size} must be between {facts.classes} (one image a class) and {left} "
+                f"data.train_size={self.train_size} must be between {classes} (one image a class) and {left} "
                 f"(what the validation split leaves of {self.name})"
             )
         if self.part and self.train_size is None:
@@ -89,7 +95,7 @@ class DataConfig:
                 f"with data.train_size={self.train_size} the last part is {left // self.train_size - 1}"
             )
 
-    def _check_folds(self, facts: DatasetFacts, pool: int) -> None:
+    def _check_folds(self, classes: int, pool: int) -> None:
         if self.folds is None:
             if self.fold:
                 raise ConfigError(f"data.fold={self.fold} has no effect without data.folds; set both, or neither")
@@ -103,20 +109,35 @@ class DataConfig:
             raise ConfigError(
                 f"data.fold={self.fold} must be less than data.folds={self.folds}: folds are counted from 0"
             )
-        if self.folds > pool - facts.classes:
-            raise ConfigError(
-                f"data.folds={self.folds} is too many for {pool} images; choose at most {pool - facts.classes}"
-            )
+        if self.folds > pool - classes:
+            raise ConfigError(f"data.folds={self.folds} is too many for {pool} images; choose at most {pool - classes}")
 
     @property
     def validation_images(self) -> int:
         """How many images are validated on."""
-        pool = self.pool_size or DATASETS[self.name].train
+        pool = self.pool_size or self._kept[0]
         if self.folds is None:
             return round(self.validation_fraction * pool)
         return len(range(self.fold, pool, self.folds))
 
+    def _check_classes(self, facts: DatasetFacts) -> None:
+        if not self.classes:
+            return
+        known = all(0 <= label < facts.classes for label in self.classes)
+        if len(set(self.classes)) < len(self.classes) or len(self.classes) < 2 or not known:
+            raise ConfigError(
+                f"data.classes={list(self.classes)} must be two labels of {self.name} or more, each once, out of 0 to "
+                f"{facts.classes - 1}; [] keeps all"
+            )
+
+    @property
+    def _kept(self) -> tuple[int, int]:
+        """Images of the training part, before validation is cut off, and classes; of a subset about as many."""
+        facts = DATASETS[self.name]
+        classes = len(self.classes) or facts.classes
+        return facts.train * classes // facts.classes, classes
+
     @property
     def training_images(self) -> int:
-        """How many images are trained on."""
-        return self.train_size or (self.pool_size or DATASETS[self.name].train) - self.validation_images
+        """How many images are trained on; of some of the classes of a data set that is not balanced, about."""
+        return self.train_size or (self.pool_size or self._kept[0]) - self.validation_images

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from depthlab.config.fields import build, check_fields, choice, number, text
+from depthlab.config.fields import build, check_fields, choice, flag, number, text
 
 ENGINES = ("local", "joblib", "submitit_local", "submitit_slurm", "ray")
 
@@ -53,6 +53,7 @@ class SweepConfig:
     checkpoint_seconds: float = number(
         60.0, "seconds from one checkpoint of a run to the next (0: only when stopped)", low=0
     )
+    keep_weights: bool = flag(False, "write the last weights of each run beside its readings")
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
     ray: RayConfig = field(default_factory=RayConfig)
 

@@ -149,6 +149,13 @@ class ModelConfig:
                 "model.family=rnn choose model.init=orthogonal"
             )
 
+    @property
+    def blocks(self) -> int:
+        """How many blocks come before the head, the stem counted as one, though that of family=rnn has no weights."""
+        if self.family == "rnn":
+            return 2
+        return self.depth - 1 if self.skip == "none" else 1 + (self.depth - 2) // 2
+
     def _check_cnn_depth(self) -> None:
         period = 2 * self.stages
         if (self.depth - 2) % period or self.depth < period + 2:

@@ -25,6 +25,7 @@ from depthlab.config.fields import (
 from depthlab.config.launch import SweepConfig
 from depthlab.config.model import ModelConfig
 from depthlab.config.train import ProbesConfig, TrainConfig
+from depthlab.config.transfer import TransferConfig
 
 PROTOCOL = 1
 """Part of every key. Raise it whenever the numerics of training change, so that old runs are not taken for new ones."""
@@ -40,6 +41,7 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     probes: ProbesConfig = field(default_factory=ProbesConfig)
+    transfer: TransferConfig = field(default_factory=TransferConfig)
     seed: int = number(0, "seed of the named random streams")
 
     def __post_init__(self) -> None:
@@ -65,15 +67,51 @@ class RunConfig:
                 "probes.names=validation_inactive_fraction is of layers with an activation after them, and those of "
                 "model.family=rnn have theirs inside; leave it out"
             )
+        self._check_transfer()
+
+    def _check_transfer(self) -> None:
+        transfer, blocks = self.transfer, self.model.blocks
+        for name in ("copied", "trained"):
+            count = getattr(transfer, name)
+            if count is not None and count > blocks:
+                raise ConfigError(
+                    f"transfer.{name}={count} is more than the {blocks} blocks that the network has before its head; "
+                    f"choose at most {blocks}"
+                )
+        if transfer.source and self.model.init == "lsuv":
+            raise ConfigError(
+                "model.init=lsuv rescales all layers and would undo transfer.source; choose model.init=orthogonal, and "
+                "for the source, if you like, model.init:lsuv"
+            )
+        try:
+            self.source()
+        except ConfigError as error:
+            raise ConfigError(f"transfer.source describes no run: {error}") from None
+
+    def source(self) -> RunConfig | None:
+        """The run whose last weights are taken, where transfer.source holds settings: of the same model and seed.
+
+        What is neither that nor in transfer.source has its default, whatever this run has.
+        """
+        settings = self.transfer.settings
+        if settings is None:
+            return None
+        model = {**to_mapping(self.model), **settings.get("model", {})}
+        return from_mapping({"seed": self.seed, **settings, "model": model})
 
     def key(self) -> str:
-        """The run's name: a hash of the protocol number and of every field that differs from its default."""
+        """The run's name: a hash of the protocol number and of every field that differs from its default.
+
+        Of a source that is a file its content counts, whose checksum is there, and not where it lies.
+        """
         return _key(self, PROTOCOL)
 
 
 @functools.lru_cache(maxsize=10_000)
 def _key(config: RunConfig, protocol: int) -> str:
     content = {"protocol": protocol, **differences(to_mapping(config), to_mapping(RunConfig()))}
+    if "file" in (parts := config.transfer.parts):
+        content["transfer"]["source"] = [f"sha256:{parts['sha256']}"]
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
 
@@ -104,7 +142,7 @@ def stream_seed(seed: int, name: str) -> int:
 def describe_fields() -> Iterator[tuple[str, Any, str]]:
     """Every override: its dotted name, its default, and a line about it with what is allowed."""
     run = RunConfig()
-    for section in (run.data, run.model, run.train, run.probes):
+    for section in (run.data, run.model, run.train, run.probes, run.transfer):
         prefix = type(section).__name__.removesuffix("Config").lower()
         for item in dataclasses.fields(section):
             yield f"{prefix}.{item.name}", getattr(section, item.name), about(item)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,7 +77,7 @@ def load(config: DataConfig, device: torch.device) -> Splits:
     train_size takes a part of the rest as pool_size does; part counts such subsets, from 0: no two of them share an
     image. label_noise then replaces round(label_noise * n) of its labels, each by one of the other classes at random,
     in each part by a stream of its own. All of it depends on split_seed alone. Test images and labels are the data
-    set's own.
+    set's own. classes keeps the images of some classes in all three parts, as if the data set had no others.
 
     On the CPU training and validation are an index into one pool, the mapped file if there is one, so that processes
     share its memory; on another device each part has its own images.
@@ -84,19 +85,35 @@ def load(config: DataConfig, device: torch.device) -> Splits:
     DataError if the data set is missing and cannot be had, or its file is damaged.
     """
     prepared = _prepared(config.name)
-    count = len(prepared.classes)
-    pool, labels = _images(prepared.train_images), _labels(prepared.train_labels)
-    training, validation = split_indices(labels, count, config)
-    train = Images(pool, noisy(labels[training], count, config), training)
+    whole = of_classes(Images(_images(prepared.train_images), _labels(prepared.train_labels)), config.classes)
+    test = of_classes(Images(_images(prepared.test_images), _labels(prepared.test_labels)), config.classes)
+    names = tuple(prepared.classes[label] for label in config.classes) or prepared.classes
+    training, validation = split_indices(whole.labels, len(names), config)
+    if config.classes and len(training) < (config.train_size or 0):
+        raise DataError(
+            f"data.train_size={config.train_size} is more than the {len(training)} images that {config.name} has of "
+            f"data.classes={list(config.classes)} besides the validation split; choose at most {len(training)}"
+        )
+    train = _part(whole, training)
+    train = Images(train.pool, noisy(train.labels, len(names), config), train.index)
     mean, std = channel_statistics(train, config.name)
     return Splits(
         train=_moved(train, device),
-        validation=_moved(Images(pool, labels[validation], validation), device),
-        test=_moved(Images(_images(prepared.test_images), _labels(prepared.test_labels)), device),
+        validation=_moved(_part(whole, validation), device),
+        test=_moved(test, device),
         mean=mean.to(device),
         std=std.to(device),
-        classes=prepared.classes,
+        classes=names,
     )
+
+
+def of_classes(images: Images, classes: Sequence[int]) -> Images:
+    """Those whose label is among `classes`, in the same memory and order, with its place there as label; []: all."""
+    if not classes:
+        return images
+    is_class = images.labels[:, None] == torch.tensor(list(classes))
+    kept = is_class.any(dim=1).nonzero().flatten()
+    return Images(images.pool, is_class[kept].int().argmax(dim=1), kept if images.index is None else images.index[kept])
 
 
 def split_indices(labels: Tensor, classes: int, config: DataConfig) -> tuple[Tensor, Tensor]:
@@ -175,6 +192,11 @@ def _images(images: NDArray[np.uint8]) -> Tensor:
     """(n, c, h, w), in the memory that was given."""
     tensor = torch.from_numpy(images)
     return tensor[:, None] if tensor.ndim == 3 else tensor.permute(0, 3, 1, 2)
+
+
+def _part(images: Images, chosen: Tensor) -> Images:
+    """Some of them, in the same memory."""
+    return Images(images.pool, images.labels[chosen], chosen if images.index is None else images.index[chosen])
 
 
 def _take(pool: Tensor, places: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -21,13 +22,23 @@ class Net(nn.Module):
     Modules are registered in the order in which data flows. Weight layers are named stem.linear,
     blocks.3.linear (plain), blocks.3.first.linear and blocks.3.second.linear (with a skip), blocks.3.gate (highway)
     and head.linear; in a CNN `conv` stands for `linear` before the head. A recurrent net has blocks.0.cell and
-    head.linear.
+    head.linear. A head of two layers has head.hidden as well.
+
+    frozen: how many blocks, the stem first, stay in evaluation mode (see `freeze`).
     """
 
     def __init__(self, stem: nn.Sequential, blocks: nn.Sequential, head: nn.Sequential) -> None:
         super().__init__()
         self.stem, self.blocks, self.head = stem, blocks, head
+        self.frozen = 0
         self._have_buffers = next(blocks.buffers(), None) is not None
+
+    def train(self, mode: bool = True) -> Self:
+        """Training or evaluation mode; blocks that are frozen are always in the latter."""
+        super().train(mode)
+        for block in [self.stem, *self.blocks][: self.frozen]:
+            block.eval()
+        return self
 
     def forward(self, images: Tensor, *, activation_checkpointing: bool = False) -> Tensor:
         """Logits (b, classes) of images (b, channels, size, size).
@@ -43,7 +54,7 @@ class Net(nn.Module):
         return logits
 
 
-def build(config: ModelConfig, *, channels: int, size: int, classes: int, seed: int) -> Net:
+def build(config: ModelConfig, *, channels: int, size: int, classes: int, seed: int, head: str = "linear") -> Net:
     """The network of a configuration, for float images (b, channels, size, size), in float32 on the CPU.
 
     mlp: images are flattened. cnn: the CIFAR family of He et al. 2015, section 4.2, with parameter-free shortcuts:
@@ -53,38 +64,40 @@ def build(config: ModelConfig, *, channels: int, size: int, classes: int, seed: 
 
     Weights are drawn from the stream "init" of the seed, from stem to head: nets of equal seed that differ in depth or
     skip share the weights of their first layers. torch's random state is left as it was.
+
+    head: linear, one weight layer; mlp, two of them, of which the first is as wide as the features.
     """
     parts = Parts(config)
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        net = FAMILIES[config.family](parts, channels, size, classes)
+        net = FAMILIES[config.family](parts, channels, size, classes, head)
         torch.default_generator.manual_seed(stream_seed(seed, "init"))  # torch.manual_seed would reseed GPUs as well
         initialize(net, config)
     return net
 
 
-def _mlp(parts: Parts, channels: int, size: int, classes: int) -> Net:
+def _mlp(parts: Parts, channels: int, size: int, classes: int, head: str) -> Net:
     config = parts.config
     hops = [Hop(config.width, config.width)] * (config.depth - 2)
     stem = _stem(parts, Hop(channels * size * size, config.width), flatten=nn.Flatten())
-    return Net(stem, _blocks(parts, hops), _head(parts, config.width, classes))
+    return Net(stem, _blocks(parts, hops), _head(parts, config.width, classes, head))
 
 
-def _cnn(parts: Parts, channels: int, _size: int, classes: int) -> Net:
+def _cnn(parts: Parts, channels: int, _size: int, classes: int, head: str) -> Net:
     config = parts.config
     widths = [config.width * 2**stage for stage in range(config.stages)]
     layers_a_stage = (config.depth - 2) // config.stages
     hops = list(_cnn_hops(widths, layers_a_stage))
-    head = _head(parts, widths[-1], classes, pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten())
-    return Net(_stem(parts, Hop(channels, config.width)), _blocks(parts, hops), head)
+    last = _head(parts, widths[-1], classes, head, pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten())
+    return Net(_stem(parts, Hop(channels, config.width)), _blocks(parts, hops), last)
 
 
-def _rnn(parts: Parts, channels: int, size: int, classes: int) -> Net:
+def _rnn(parts: Parts, channels: int, size: int, classes: int, head: str) -> Net:
     config = parts.config
     block = recurrence(config, inputs=channels * size, steps=size)
-    return Net(chain(rows=Rows()), nn.Sequential(block), _head(parts, config.width, classes))
+    return Net(chain(rows=Rows()), nn.Sequential(block), _head(parts, config.width, classes, head))
 
 
-FAMILIES: dict[str, Callable[[Parts, int, int, int], Net]] = {"mlp": _mlp, "cnn": _cnn, "rnn": _rnn}
+FAMILIES: dict[str, Callable[[Parts, int, int, int, str], Net]] = {"mlp": _mlp, "cnn": _cnn, "rnn": _rnn}
 
 
 def _cnn_hops(widths: list[int], layers_a_stage: int) -> Iterator[Hop]:
@@ -117,9 +130,12 @@ def _blocks(parts: Parts, hops: list[Hop]) -> nn.Sequential:
     return nn.Sequential(*(block(parts, first) for first in hops[::2]))
 
 
-def _head(parts: Parts, width: int, classes: int, **pool: nn.Module) -> nn.Sequential:
-    """The last weight layer, after the norm and activation that pre-activation blocks still owe."""
+def _head(parts: Parts, width: int, classes: int, kind: str, **pool: nn.Module) -> nn.Sequential:
+    """The last weight layer, or two, after the norm and activation that pre-activation blocks still owe."""
     owed = {}
     if parts.config.skip == "preactivation":
         owed = {"norm": parts.norm(width), "bias": parts.scalar_bias(), "activation": parts.activation()}
-    return chain(**owed, **pool, bias_in=parts.scalar_bias(), linear=nn.Linear(width, classes))
+    hidden: dict[str, nn.Module] = {}
+    if kind == "mlp":
+        hidden = {"hidden": nn.Linear(width, width), "hidden_activation": parts.activation()}
+    return chain(**owed, **pool, bias_in=parts.scalar_bias(), **hidden, linear=nn.Linear(width, classes))

@@ -3,7 +3,7 @@
 from depthlab.runs.engines import ELSEWHERE
 from depthlab.runs.engines.engine import EngineError
 from depthlab.runs.ledger import CLEANED, STATES, Entry, config_of, ledger, remove, table
-from depthlab.runs.run import execute
+from depthlab.runs.run import execute, is_finished
 from depthlab.runs.store import DiskFullError, Run, Status, StoreError, results_root, runs_root, writing
 from depthlab.runs.sweep import Outcome, cost, load_readings, sweep
 
@@ -21,6 +21,7 @@ __all__ = [
     "config_of",
     "cost",
     "execute",
+    "is_finished",
     "ledger",
     "load_readings",
     "remove",

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
-from depthlab.config import RunConfig, flat, from_mapping
+from depthlab.config import RunConfig, flat
 from depthlab.runs.store import Run, Status, StoreError, runs_root
 
 DAMAGED = "damaged"
@@ -62,10 +61,7 @@ def table(entries: Iterable[Entry]) -> pd.DataFrame:
 
 def config_of(key: str) -> RunConfig | None:
     """The configuration that a run's directory holds; None if it holds none that can be read."""
-    try:
-        return from_mapping(yaml.safe_load((runs_root() / key / "config.yaml").read_text()))
-    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError):
-        return None
+    return Run(runs_root() / key).config()
 
 
 def remove(entry: Entry) -> None:

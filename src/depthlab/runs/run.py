@@ -14,11 +14,13 @@ from typing import Any
 import torch
 
 from depthlab.config import PROTOCOL, RunConfig, flat
+from depthlab.runs import weights
 from depthlab.runs.checkpoints import Checkpoints
 from depthlab.runs.interrupts import Stop, stopping_politely
 from depthlab.runs.locks import HeldError, LeaseLostError
+from depthlab.runs.progress import tell
 from depthlab.runs.provenance import provenance
-from depthlab.runs.store import Run, Status, StoreError
+from depthlab.runs.store import Run, Status, StoreError, runs_root
 from depthlab.runs.trial import Progress, Trial
 
 
@@ -31,6 +33,7 @@ def execute(
     checkpoint_seconds: float = 60.0,
     wait: bool = True,
     stop: Stop | None = None,
+    keep_weights: bool = False,
 ) -> Run:
     """The finished run of a configuration: loaded if it is there, trained if it is not.
 
@@ -43,14 +46,17 @@ def execute(
     checkpoint_seconds: time from one checkpoint to the next; 0: one only when asked to stop.
     stop: with it `progress` can ask the run to stop, as a signal does: it stops after the update that follows.
     wait: whether to wait for another process that trains the run, or to raise HeldError.
+    keep_weights: whether the last weights are wanted; a run that is finished without them is trained again. A source of
+        weights that is missing is trained first (see `source_of`).
     Raises StoreError if the run's directory is damaged or cannot be written, LeaseLostError if another process has
     taken the run over, DataError if the data cannot be had.
     """
     run = Run.of(config, root)
-    if is_finished(run):
+    if is_finished(run, keep_weights):
         return run
+    given = _given_weights(config, root, device=device, checkpoint_seconds=checkpoint_seconds, wait=wait, stop=stop)
     with run.locked(wait=wait) as lease:
-        if run.status().finished:
+        if _is_complete(run, keep_weights):
             return run
         started = time.perf_counter()
         record = {
@@ -63,6 +69,7 @@ def execute(
             "device": _device_name(device),
             "threads": torch.get_num_threads(),
             **provenance(),
+            **({} if given is None else {"source": {"origin": given.origin, "sha256": given.sha256}}),
         }
         run.begin(config, record)
         origin = {name: str(record[name]) for name in ("commit", "device", "threads")}
@@ -78,9 +85,13 @@ def execute(
         try:
             generators = [device] if device.type == "cuda" else []
             with stopping_politely(stop) as asked, torch.random.fork_rng(devices=generators):
-                trial = Trial(config, device, watched, checkpoints=checkpoints, stop=asked, origin=origin)
+                trial = Trial(
+                    config, device, watched, checkpoints=checkpoints, stop=asked, origin=origin, weights=given
+                )
                 outcome = trial.run()
-            readings = outcome.pop("readings")
+            readings, last = outcome.pop("readings"), outcome.pop("weights", None)
+            if keep_weights and last is not None:
+                weights.keep(run, last)
             wall = trial.seconds_before + time.perf_counter() - started
             resumed = {"resumed_at_steps": trial.resumed, "earlier_parts": trial.earlier} if trial.resumed else {}
             run.end(readings, {**outcome, "wall_seconds": round(wall, 3), **resumed, **record})
@@ -97,9 +108,51 @@ def execute(
         return run
 
 
-def is_finished(run: Run) -> bool:
-    """Whether the run has its result. What a process left that was killed after its last word is tidied away."""
-    finished = run.status().finished
+def source_of(config: RunConfig, root: Path | None = None) -> RunConfig | None:
+    """The run whose weights a run starts from, if it is one. Raises StoreError for a key that is not in the store."""
+    key = config.transfer.parts.get("run")
+    if key is None:
+        return config.source()
+    found = Run((root or runs_root()) / key).config()
+    if found is None or found.key() != key:
+        raise StoreError(
+            f"transfer.source is the run {key}, which {root or runs_root()} does not have; train it first, or give the "
+            f"source by its settings, such as [data.name:mnist,train.steps:600], which trains it where it is missing"
+        )
+    return found
+
+
+def _given_weights(config: RunConfig, root: Path | None, *, stop: Stop | None, **how: Any) -> weights.Weights | None:
+    """What a run starts from: of a file, or of another run, which is trained here if its weights are not there."""
+    if "file" in (parts := config.transfer.parts):
+        return weights.in_file(Path(parts["file"]).expanduser(), parts["sha256"])
+    source = source_of(config, root)
+    if source is None:
+        return None
+    run = Run.of(source, root)
+    if (found := weights.kept(run)) is None:
+        tell(f"training the source {run.key} of {config.key()} first")
+        execute(source, root=root, stop=stop, keep_weights=True, **how)
+        found = weights.kept(run)
+    if found is None:
+        raise StoreError(
+            f"the source {run.key} diverged and has no weights to start from; give transfer.source a smaller train.lr"
+        )
+    return found
+
+
+def _is_complete(run: Run, keep_weights: bool) -> bool:
+    """Whether the run has its result, and its weights too if they are wanted; one that diverged has none."""
+    status = run.status()
+    return status.finished and (not keep_weights or weights.are_kept(run) or status is Status.DIVERGED)
+
+
+def is_finished(run: Run, keep_weights: bool = False) -> bool:
+    """Whether the run has its result, and its weights if `keep_weights` says that they are wanted.
+
+    What a process left that was killed after its last word is tidied away.
+    """
+    finished = _is_complete(run, keep_weights)
     if finished:
         with suppress(OSError, StoreError, HeldError):  # a folder that may only be read; another process is just ending
             Checkpoints(run, 0).remove()

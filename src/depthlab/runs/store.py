@@ -3,6 +3,7 @@
     <results>/runs/<key>/config.yaml        the whole configuration
                          run.json           status, times, provenance; written last when a run ends
                          readings.parquet   the long table: step, layer, depth, probe, value
+                         weights.pt             the last weights, where a run is a source or they were asked for
                          error.txt          traceback of a run that failed
                          checkpoint-*.pt    while it is trained, and after an interruption: what it goes on from
                          lock               there while a process trains the run
@@ -28,7 +29,7 @@ import pandas as pd
 import yaml
 from pyarrow.parquet import ParquetFile
 
-from depthlab.config import RunConfig, to_mapping
+from depthlab.config import RunConfig, from_mapping, to_mapping
 from depthlab.runs.locks import Lease, held, is_alive, is_held
 
 COLUMNS = {"step": "int64", "layer": "str", "depth": "int64", "probe": "str", "value": "float64"}
@@ -118,6 +119,13 @@ class Run:
         if not _is_whole(found):
             raise StoreError(f"{path} is damaged; delete {self.folder} and train the run again")
         return dict(found)
+
+    def config(self) -> RunConfig | None:
+        """The configuration that the directory holds; None if it holds none that can be read."""
+        try:
+            return from_mapping(yaml.safe_load((self.folder / "config.yaml").read_text()))
+        except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError):
+            return None
 
     def readings(self) -> pd.DataFrame:
         """The long table: step, layer, depth, probe, value."""

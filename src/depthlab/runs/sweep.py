@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +15,7 @@ import torch
 from depthlab.config import RunConfig, SweepConfig, flat
 from depthlab.runs.engines import count_of, engine_of
 from depthlab.runs.progress import tell
-from depthlab.runs.run import is_finished
+from depthlab.runs.run import is_finished, source_of
 from depthlab.runs.store import Run, StoreError, runs_root
 
 
@@ -29,21 +31,37 @@ class Outcome:
 def sweep(configs: Iterable[RunConfig], *, device: torch.device | str, launch: SweepConfig) -> Outcome:
     """Trains what is not finished, with the engine of `launch`. A run that fails does not stop the others.
 
+    Runs from whose weights others start come first, where their weights are not there, and are counted as well.
+
     Processes of one thread each, as many as there are cores: many small runs share a machine better so than one after
     the other with all threads, and a run's bits do not depend on how many run beside it.
 
     device: a name such as auto is resolved where a run is trained, which need not be this machine.
     Raises ConfigError if the engine's package is not installed, EngineError if it cannot be reached, DiskFullError.
     """
-    unique = {config.key(): config for config in configs}
-    missing = [config for config in unique.values() if not _is_finished(config)]
+    unique = list({config.key(): config for config in configs}.values())
+    sources = _missing_sources(config for config in unique if not _is_finished(config, launch.keep_weights))
+    if not sources:
+        return _train_missing(unique, device, launch)
+    tell(f"{len(sources)} runs come first, from whose weights others start")
+    first = _train_missing(sources, device, dataclasses.replace(launch, keep_weights=True))
+    lost = {key for key, _ in first.failures}
+    orphans = [config for config in unique if _source_key(config) in lost]
+    rest = _train_missing([config for config in unique if config not in orphans], device, launch)
+    failures = [(config.key(), f"not begun, since its source {_source_key(config)} failed") for config in orphans]
+    return Outcome(first.trained + rest.trained, first.found + rest.found, [*first.failures, *rest.failures, *failures])
+
+
+def _train_missing(configs: Sequence[RunConfig], device: torch.device | str, launch: SweepConfig) -> Outcome:
+    """The same for runs whose sources are there."""
+    missing = [config for config in configs if not _is_finished(config, launch.keep_weights)]
     missing.sort(key=_cost, reverse=True)  # the longest first, so that none is left over at the end
-    found = len(unique) - len(missing)
+    found = len(configs) - len(missing)
     if not missing:
         return Outcome(0, found, [])
     make = engine_of(launch.engine)
     count = min(len(missing), count_of(launch, str(device)))
-    tell(f"{len(missing)} of {len(unique)} runs to train, {count} at once; {found} are finished")
+    tell(f"{len(missing)} of {len(configs)} runs to train, {count} at once; {found} are finished")
     engine = make(launch, count, str(device))
     engine.train_all(missing)
     trained = len(missing) - len(engine.failures) - engine.elsewhere
@@ -73,8 +91,10 @@ def load_readings(configs: Iterable[RunConfig], probes: Sequence[str] | None = N
 
 
 def cost(configs: Iterable[RunConfig]) -> dict[str, Any]:
-    """What finished runs cost: their number, the sum of their times, and where they were trained."""
-    records = [Run.of(config).record() for config in configs]
+    """What finished runs cost, with those they start from: number, sum of times, and where they were trained."""
+    unique = {config.key(): config for config in configs}
+    unique |= {source.key(): source for source in _sources(unique.values())}
+    records = [Run.of(config).record() for config in unique.values()]
     return {
         "count": len(records),
         "process_seconds": round(sum(record["wall_seconds"] for record in records), 1),
@@ -84,10 +104,29 @@ def cost(configs: Iterable[RunConfig]) -> dict[str, Any]:
     }
 
 
-def _is_finished(config: RunConfig) -> bool:
+def _sources(configs: Iterable[RunConfig]) -> list[RunConfig]:
+    """The runs from whose weights these start, each once."""
+    found: dict[str, RunConfig] = {}
+    for config in configs:
+        with suppress(StoreError):  # a key that is not in the store: the run that names it fails with the reason
+            if (source := source_of(config)) is not None:
+                found[source.key()] = source
+    return list(found.values())
+
+
+def _missing_sources(configs: Iterable[RunConfig]) -> list[RunConfig]:
+    return [source for source in _sources(configs) if not _is_finished(source, keep_weights=True)]
+
+
+def _source_key(config: RunConfig) -> str | None:
+    source = config.source()
+    return config.transfer.parts.get("run") if source is None else source.key()
+
+
+def _is_finished(config: RunConfig, keep_weights: bool = False) -> bool:
     """A run whose directory is damaged is not: asked for, it fails with the reason, and the others go on."""
     try:
-        return is_finished(Run.of(config))
+        return is_finished(Run.of(config), keep_weights)
     except StoreError:
         return False
 

@@ -19,6 +19,7 @@ from depthlab.runs.checkpoints import Checkpoints
 from depthlab.runs.interrupts import Stop, Stopped
 from depthlab.runs.progress import tell
 from depthlab.runs.store import COLUMNS, Status
+from depthlab.runs.weights import Weights
 from depthlab.training import Evaluation, Update, build_optimizer, evaluate, residuals, train
 
 NETWORK = "network"
@@ -51,14 +52,25 @@ class Trial:
         checkpoints: Checkpoints | None = None,
         stop: Stop | None = None,
         origin: Mapping[str, str] | None = None,
+        weights: Weights | None = None,
     ) -> None:
         self.config = config
         self.progress = progress
         self.splits = load_splits(config.data, device)
         shape = self.splits.train.pool.shape
-        self.model = nets.build(
-            config.model, channels=shape[1], size=shape[2], classes=len(self.splits.classes), seed=config.seed
-        ).to(device)
+        model = nets.build(
+            config.model,
+            channels=shape[1],
+            size=shape[2],
+            classes=len(self.splits.classes),
+            seed=config.seed,
+            head=config.transfer.head,
+        )
+        copied = config.transfer.copied_of(config.model.blocks)
+        if weights is not None:
+            nets.copy_blocks(model, weights.state, copied)
+        nets.freeze(model, config.transfer.frozen_of(config.model.blocks))
+        self.model = model.to(device)
         if config.model.family == "cnn":
             # a third of the step time of small convolutions on the CPU
             self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -74,7 +86,8 @@ class Trial:
             inputs, _ = self.batches[0]
             nets.rescale(self.model, inputs)
         self.layers, self.states = nets.weight_layers(self.model), nets.time_steps(self.model)
-        self.optimizer = build_optimizer(self.model, config.train)
+        slow = nets.copied_parameters(self.model, copied)
+        self.optimizer = build_optimizer(self.model, config.train, slow, config.transfer.backbone_lr_factor)
         self.checkpoints, self.stop = checkpoints, stop
         self.started = time.perf_counter()
         self.seconds_before = 0.0
@@ -89,7 +102,7 @@ class Trial:
         self.validation_error: float | None = None
 
     def run(self) -> dict[str, Any]:
-        """Trains, evaluates, and returns status, metrics and the long table of readings."""
+        """Trains, evaluates, and returns status, metrics, the long table of readings and the last weights."""
         config = self.config.train
         self._resume()
         for update in self._updates():
@@ -212,6 +225,7 @@ class Trial:
         if "test_residual" in self.config.probes.names:
             self._note_residuals(done)
         chosen = last
+        weights = copy.deepcopy(self.model.state_dict())
         if self.chosen.step != done:
             self.model.load_state_dict(self.chosen.weights)
             chosen = self.evaluate(self.splits.test)
@@ -227,7 +241,7 @@ class Trial:
         metrics["validation_error"] = self.validation_error
         # the last update can blow the weights up unseen: errors stay numbers, a test loss need not, and JSON has no NaN
         known = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        return {"status": Status.DONE, "steps": done, "metrics": known, "readings": self._table()}
+        return {"status": Status.DONE, "steps": done, "metrics": known, "readings": self._table(), "weights": weights}
 
     def _diverged(self) -> dict[str, Any]:
         """The loss is no number: keeps what was read up to and at that update."""

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from depthlab.config import RunConfig
+from depthlab.config import RunConfig, SweepConfig
 from depthlab.runs.engines.engine import Engine
 from depthlab.runs.engines.job import Ended, Result, train
 from depthlab.runs.interrupts import Stopped, obey_once
@@ -37,8 +37,8 @@ LOCK_LOST_AFTER = 0.01
 _steps: Synchronized[int] | None = None
 """In a worker: the updates of all runs of the sweep."""
 
-_checkpoint_seconds = 60.0
-"""In a worker: time between checkpoints."""
+_launch = SweepConfig()
+"""In a worker: how often runs are saved, and what of them is kept."""
 
 
 class Workers(Engine):
@@ -67,7 +67,7 @@ class Workers(Engine):
         others = set(multiprocessing.active_children())
         context = multiprocessing.get_context("spawn")
         device = resolve_device(self._device)
-        shared = (self._threads, self._progress.steps, self._launch.checkpoint_seconds)
+        shared = (self._threads, self._progress.steps, self._launch)
         pool = ProcessPoolExecutor(count, mp_context=context, initializer=_prepare_worker, initargs=shared)
         left = dict.fromkeys(configs)
         try:
@@ -130,9 +130,9 @@ def interrupts_ignored() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _prepare_worker(threads: int, steps: Synchronized[int], checkpoint_seconds: float) -> None:
-    global _steps, _checkpoint_seconds
-    _steps, _checkpoint_seconds = steps, checkpoint_seconds
+def _prepare_worker(threads: int, steps: Synchronized[int], launch: SweepConfig) -> None:
+    global _steps, _launch
+    _steps, _launch = steps, launch
     prepare_worker(threads)
 
 
@@ -170,8 +170,9 @@ def _train_one(config: RunConfig, root: Path, device: torch.device, wait_for_oth
             root,
             device,
             progress=count,
-            checkpoint_seconds=_checkpoint_seconds,
+            checkpoint_seconds=_launch.checkpoint_seconds,
             wait=wait_for_others,
+            keep_weights=_launch.keep_weights,
         )
     except Stopped:
         os._exit(0)  # this worker is to train no other run

@@ -2,7 +2,7 @@
 
 from depthlab.training.loop import Evaluation, Update, evaluate, residuals, train
 from depthlab.training.machine import available_cores, prepare_process, resolve_device
-from depthlab.training.optimizers import build_optimizer, learning_rate
+from depthlab.training.optimizers import build_optimizer, learning_rate, set_learning_rate
 
 __all__ = [
     "Evaluation",
@@ -14,5 +14,6 @@ __all__ = [
     "prepare_process",
     "residuals",
     "resolve_device",
+    "set_learning_rate",
     "train",
 ]

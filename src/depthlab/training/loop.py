@@ -15,7 +15,7 @@ from depthlab.config import ProbesConfig, TrainConfig, stream_seed
 from depthlab.data import Batches
 from depthlab.nets import STOCHASTIC, allocate_gradients
 from depthlab.probes import Reading, Row
-from depthlab.training.optimizers import build_optimizer, learning_rate
+from depthlab.training.optimizers import build_optimizer, set_learning_rate
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +63,13 @@ def train(
     """
     optimizer = optimizer or build_optimizer(model, config)
     weights = [weight for _, layer in layers for weight in _weights(layer)]
+    known = {id(weight) for weight in weights}
     is_random = any(isinstance(module, STOCHASTIC) for module in model.modules())
     forward = partial(model, activation_checkpointing=True) if config.activation_checkpointing else model
     gradients = allocate_gradients(model) if config.activation_checkpointing else None
     model.train()
     for step in range(start, config.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config, step)
+        set_learning_rate(optimizer, config, step)
         if is_random:
             torch.manual_seed(stream_seed(seed, f"dropout/{step}"))
         inputs, labels = batches[step]
@@ -89,7 +89,9 @@ def train(
             nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
         optimizer.step()
         if config.l1_step == "proximal":
-            soft_threshold(weights, learning_rate(config, step) * config.l1 / (1 - config.momentum))
+            for group in optimizer.param_groups:  # whose rates differ; what is frozen is in none
+                penalized = [weight for weight in group["params"] if id(weight) in known]
+                soft_threshold(penalized, group["lr"] * config.l1 / (1 - config.momentum))
         if gradients is None:
             optimizer.zero_grad(set_to_none=True)
         else:

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
 from depthlab.config import TrainConfig
 
+LR_FACTOR = "lr_factor"
+"""Name of what a parameter group's learning rate is multiplied by, 1 where it is not there."""
 
-def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """The optimiser of a configuration, in torch's fused form (one kernel for all parameters)."""
+
+def build_optimizer(
+    model: nn.Module, config: TrainConfig, slow: Sequence[nn.Parameter] = (), factor: float = 1.0
+) -> torch.optim.Optimizer:
+    """The optimiser of a configuration, in torch's fused form (one kernel for all parameters).
+
+    Parameters without requires_grad are left out, weight decay and all. slow: those whose learning rate is `factor`
+    times that of the others; `set_learning_rate` keeps it so.
+    """
     betas = (config.momentum, 0.999)
-    parameters = list(model.parameters())
+    parameters = _groups(model, slow, factor)
     match config.optimizer:
         case "sgd":
             return torch.optim.SGD(
@@ -32,6 +43,22 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
             )
         case name:
             raise AssertionError(f"no optimiser {name}")
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, config: TrainConfig, step: int) -> None:
+    """Gives each group of parameters its learning rate of an update."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(config, step) * group.get(LR_FACTOR, 1.0)
+
+
+def _groups(model: nn.Module, slow: Sequence[nn.Parameter], factor: float) -> list[dict[str, Any]]:
+    """One group where nothing is slower: its state is that of all runs before there were two."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not slow or factor == 1:
+        return [{"params": trained}]
+    known = {id(parameter) for parameter in slow}
+    others = [parameter for parameter in trained if id(parameter) not in known]
+    return [{"params": list(slow), LR_FACTOR: factor}, {"params": others}]
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:

@@ -55,7 +55,7 @@ class Engine(ABC):
         """Trains every run, and takes the result of each once. wait: whether jobs wait for who holds their run."""
 
     def _job(self, config: RunConfig, wait: bool) -> Job:
-        return Job.of(config, self._device, self._threads, self._launch.checkpoint_seconds, wait)
+        return Job.of(config, self._device, self._threads, self._launch, wait)
 
     def _take(self, config: RunConfig, result: Result) -> None:
         """Tells what a job came back with; a run that another process holds comes again, and a full disk is for all."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from depthlab.config import ConfigError, RunConfig
+from depthlab.config import ConfigError, RunConfig, SweepConfig
 from depthlab.runs.interrupts import obey_once
 from depthlab.runs.locks import HeldError, LeaseLostError
 from depthlab.runs.run import execute, one_line
@@ -45,13 +45,15 @@ class Job:
     threads: int
     checkpoint_seconds: float
     wait: bool
+    keep_weights: bool
 
     @classmethod
-    def of(cls, config: RunConfig, device: str, threads: int, checkpoint_seconds: float, wait: bool) -> Job:
-        """The job of a run, with the results and data of this process."""
+    def of(cls, config: RunConfig, device: str, threads: int, launch: SweepConfig, wait: bool) -> Job:
+        """The job of a run, with the results and data of this process; launch: how often, and what of it, is saved."""
         given = os.environ.get("DEPTHLAB_DATA")
         data = str(Path(given).expanduser().absolute()) if given else None
-        return cls(config, runs_root(), data, device, threads, checkpoint_seconds, wait)
+        seconds, keep = launch.checkpoint_seconds, launch.keep_weights
+        return cls(config, runs_root(), data, device, threads, seconds, wait, keep)
 
     def train(self) -> Result:
         """Trains the run in this process. Raises Stopped if the process is asked to stop."""
@@ -61,7 +63,14 @@ class Job:
         prepare_process(self.threads)
         try:
             device = resolve_device(self.device)
-            return train(self.config, self.root, device, checkpoint_seconds=self.checkpoint_seconds, wait=self.wait)
+            return train(
+                self.config,
+                self.root,
+                device,
+                checkpoint_seconds=self.checkpoint_seconds,
+                wait=self.wait,
+                keep_weights=self.keep_weights,
+            )
         except ConfigError as error:
             return Ended(False, f"failed: {error}")
         except (HeldError, LeaseLostError, DiskFullError) as error:
@@ -76,6 +85,7 @@ def train(
     progress: Progress | None = None,
     checkpoint_seconds: float,
     wait: bool = True,
+    keep_weights: bool = False,
 ) -> Ended:
     """Trains a run, and says how it ended.
 
@@ -84,7 +94,13 @@ def train(
     """
     try:
         run = execute(
-            config, root=root, device=device, progress=progress, checkpoint_seconds=checkpoint_seconds, wait=wait
+            config,
+            root=root,
+            device=device,
+            progress=progress,
+            checkpoint_seconds=checkpoint_seconds,
+            wait=wait,
+            keep_weights=keep_weights,
         )
         return told(run)
     except (HeldError, LeaseLostError, DiskFullError):

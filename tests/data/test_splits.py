@@ -283,3 +283,57 @@ GOLDEN_TRAINING = [
 ]
 GOLDEN_VALIDATION = [14, 17, 27, 30, 45, 51, 55, 62]
 GOLDEN_NOISY = [6, 0, 4, 5, 0, 2, 0, 0, 0, 7, 0, 0, 0, 4, 0, 5, 5, 0, 4, 3]
+
+
+class TestClasses:
+    def test_parts_hold_the_images_of_these_classes_under_new_labels(self):
+        whole, some = load(DataConfig(), CPU), load(DataConfig(classes=(7, 2, 4)), CPU)
+        assert some.classes == ("7", "2", "4")
+        everything = {name: image_set_by_label(whole, name) for name in ("training", "test")}
+        for name in everything:
+            found = image_set_by_label(some, name)
+            assert found == {new: everything[name][old] for new, old in enumerate((7, 2, 4))}
+
+    def test_halves_share_no_image_and_leave_none_out(self):
+        halves = [load(DataConfig(classes=classes), CPU) for classes in ((0, 1, 2, 3, 4), (5, 6, 7, 8, 9))]
+        whole = load(DataConfig(), CPU)
+        assert image_set(halves[0].test) + image_set(halves[1].test) == image_set(whole.test)
+        assert not image_set(halves[0].test) & image_set(halves[1].test) - image_set(whole.test)
+        assert sum(len(half.train) + len(half.validation) for half in halves) == len(whole.train) + len(
+            whole.validation
+        )
+
+    def test_all_classes_in_order_are_no_choice(self):
+        whole, all_named = load(DataConfig(), CPU), load(DataConfig(classes=tuple(range(10))), CPU)
+        for part in ("train", "validation", "test"):
+            one, other = getattr(whole, part), getattr(all_named, part)
+            assert all(torch.equal(*pair) for pair in zip(one[:], other[:], strict=True))
+        assert torch.equal(whole.mean, all_named.mean)
+
+    def test_subsets_are_balanced_and_normalized_by_themselves(self):
+        some = load(DataConfig(classes=(1, 8), train_size=101), CPU)
+        assert sorted(torch.bincount(some.train.labels).tolist()) == [50, 51]
+        assert torch.allclose(some.mean, (pixels(some.train).double() / 255).mean((0, 2, 3)).float())
+
+    def test_more_images_than_there_are_of_these_classes_are_refused(self):
+        """Digits are not balanced: of 1 and 3 there are more than of 0 and 8."""
+        counts = torch.bincount(load(DataConfig(), CPU).test.labels)
+        assert counts.min() < counts.max()
+        rare = tuple(sorted(range(10), key=lambda label: int((load_all_labels() == label).sum()))[:2])
+        size = DataConfig(classes=rare, validation_fraction=0.1).training_images
+        with pytest.raises(DataError, match=r"data\.train_size=\d+ is more than the \d+ images that digits has"):
+            load(DataConfig(classes=rare, train_size=size), CPU)
+
+
+def load_all_labels() -> torch.Tensor:
+    whole = load(DataConfig(), CPU)
+    return torch.cat([whole.train.labels, whole.validation.labels])
+
+
+def image_set_by_label(splits, name):
+    parts = [splits.test] if name == "test" else [splits.train, splits.validation]
+    images, labels = (torch.cat(each) for each in zip(*(part[:] for part in parts), strict=True))
+    return {
+        label: collections.Counter(image.numpy().tobytes() for image in images[labels == label])
+        for label in labels.unique().tolist()
+    }

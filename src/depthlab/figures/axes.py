@@ -56,6 +56,7 @@ POSITIONS = {
     "train.batch_size": Scale("batch size", log=True),
     "train.weight_decay": Scale("weight decay", log=True),
     "data.train_size": Scale("training images", log=True),
+    "transfer.copied": Scale("blocks copied, from the input"),
 }
 
 CONTINUOUS = ("depth", "step")

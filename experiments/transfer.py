@@ -65,13 +65,15 @@ def reference(readings: pd.DataFrame) -> pd.DataFrame:
 def table(readings: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (size, name), part in by_size(readings).groupby(["data.train_size", "way"], sort=True):
-        rows.append({"examples": size, "backbone": name, "blocks copied": None, "part": part})
+        rows.append(row(size, str(name), None, part))
     for (count, copied), part in by_blocks(readings).groupby(["transfer.copied", "copied"], sort=True):
-        size = part["data.train_size"].iloc[0]
-        rows.append({"examples": size, "backbone": COPIED[str(copied)], "blocks copied": count, "part": part})
-    return pd.DataFrame(
-        [{**row, "test error, %": figures.interval(row["part"]["value"])} for row in rows], dtype=object
-    ).drop(columns="part")
+        rows.append(row(part["data.train_size"].iloc[0], COPIED[str(copied)], count, part))
+    return pd.DataFrame(rows, dtype=object)
+
+
+def row(size: object, backbone: str, count: object, part: pd.DataFrame) -> dict[str, object]:
+    found = figures.interval(part["value"])
+    return {"examples": size, "backbone": backbone, "blocks copied": count, "test error, %": found}
 
 
 def claims(readings: pd.DataFrame) -> list[Claim]:

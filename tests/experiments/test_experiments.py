@@ -34,7 +34,7 @@ CONDITIONS = {
         *("data.label_noise", "data.train_size", "train.optimizer", "train.lr", "train.eval_every"),
     ],
     "cross_validation": ["train.weight_decay"],
-    "transfer": ["transfer.source", "transfer.copied", "transfer.trained", "transfer.backbone_lr_factor"],
+    "transfer": [f"transfer.{name}" for name in ("source", "copied", "trained", "head", "backbone_lr_factor")],
 }
 """The settings in which the compared runs differ."""
 

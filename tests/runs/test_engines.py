@@ -60,7 +60,7 @@ def replaced(kind: type[Job], monkeypatch: pytest.MonkeyPatch) -> None:
     """Has every engine start jobs of this kind."""
 
     def made(engine: Engine, config: RunConfig, wait: bool) -> Job:
-        return kind.of(config, engine._device, 1, 60.0, wait)
+        return kind.of(config, engine._device, 1, engine._launch, wait)
 
     monkeypatch.setattr(Engine, "_job", made)
 
@@ -173,7 +173,7 @@ def test_a_job_carries_absolute_places_and_looks_for_its_device_where_it_is(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DEPTHLAB_RESULTS", "here")
     monkeypatch.setenv("DEPTHLAB_DATA", "there")
-    job = Job.of(tiny, "cuda:99", 1, 60.0, True)
+    job = Job.of(tiny, "cuda:99", 1, SweepConfig(), True)
     assert (job.root, job.data) == (tmp_path / "here" / "runs", str(tmp_path / "there"))
     result = job.train()
     assert isinstance(result, Ended)

@@ -25,8 +25,8 @@ class TransferConfig:
     source: tuple[str, ...] = field(
         default=(),
         metadata={
-            "about": "whose last weights are taken: [run:KEY], [file:PATH,sha256:HEX], or the settings of a run of the "
-            "same model and seed, which is trained first where it is missing, such as [data.name:mnist,train.steps:600]"
+            "about": "whose last weights are taken: [run:KEY], [file:PATH,sha256:HEX], or settings of a run of this "
+            "model and seed, trained first if missing, such as [data.name:mnist,train.steps:600]"
         },
     )
     copied: int | None = number(

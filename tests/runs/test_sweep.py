@@ -228,9 +228,13 @@ def test_what_is_gathered_comes_back_from_the_file_of_a_figure(tiny: RunConfig, 
     pd.testing.assert_frame_equal(back, conform(table))
 
 
-def test_how_a_run_is_probed_is_not_what_it_is(tiny: RunConfig) -> None:
+def test_how_runs_are_probed_is_told_where_it_differs(tiny: RunConfig) -> None:
+    """Labels of conditions are then passed round only among runs that are read alike."""
     seldom = dataclasses.replace(tiny, probes=ProbesConfig(every=0, names=("grad_norm",)))
-    assert not [name for name in gathered([tiny, seldom]) if str(name).startswith("probes.")]
+    table = gathered([tiny, seldom]).drop_duplicates("key").set_index("key")
+    assert table.loc[seldom.key(), "probes.names"] == ("grad_norm",)
+    assert table.loc[tiny.key(), "probes.every"] == tiny.probes.every
+    assert not [name for name in gathered([tiny]) if str(name).startswith("probes.")]
 
 
 def test_only_the_wanted_probes_are_gathered(tiny: RunConfig) -> None:

@@ -132,9 +132,7 @@ def _is_finished(config: RunConfig, keep_weights: bool = False) -> bool:
 
 
 def _settings(config: RunConfig) -> dict[str, Any]:
-    """What a run is, in its readings: how it was probed is not."""
-    found = {name: value for name, value in flat(config).items() if not name.startswith("probes.")}
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in flat(config).items()}
 
 
 def _kept(readings: pd.DataFrame, probes: Sequence[str] | None) -> pd.DataFrame:

@@ -80,7 +80,7 @@ class _Progress:
         if not self._bar.disable:
             self._bar.set_postfix_str(", ".join(known), refresh=False)
             self._bar.update(done - self._bar.n)
-        elif done == self._steps or done % max(1, self._steps // 10) == 0:
+        elif done == self._steps or (done > 0 and done % max(1, self._steps // 10) == 0):
             line = f"step {done}/{self._steps}"
             print(f"{line}: {', '.join(known)}" if known else line, file=sys.stderr, flush=True)
 

@@ -47,6 +47,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         check_fields(self, "")
         facts = DATASETS[self.data.name]
+        self._check_pretraining()
         if self.train.batch_size > self.data.training_images:
             raise ConfigError(
                 f"train.batch_size={self.train.batch_size} is more than the {self.data.training_images} images that "
@@ -99,6 +100,23 @@ class RunConfig:
         model = {**to_mapping(self.model), **settings.get("model", {})}
         return from_mapping({"seed": self.seed, **settings, "model": model})
 
+    def _check_pretraining(self) -> None:
+        """Autoencoders are made of layers that are W x + b and an activation, and nothing else."""
+        if self.train.pretraining_steps == 0:
+            return
+        for name, only in (("family", "mlp"), ("skip", "none"), ("norm", "none"), ("dropconnect", 0.0)):
+            if (given := getattr(self.model, name)) != only:
+                raise ConfigError(
+                    f"train.pretraining_steps={self.train.pretraining_steps} trains plain fully connected layers, and "
+                    f"model.{name}={given} is none of these; choose model.{name}={only}, or train.pretraining_steps=0"
+                )
+        if self.transfer.source or self.transfer.frozen_of(self.model.blocks):
+            raise ConfigError(
+                f"train.pretraining_steps={self.train.pretraining_steps} would train blocks again that transfer.source "
+                f"has copied or transfer.trained has frozen; leave both out, or pre-train the source: "
+                f"transfer.source=[data.name:NAME,train.pretraining_steps:{self.train.pretraining_steps}]"
+            )
+
     def key(self) -> str:
         """The run's name: a hash of the protocol number and of every field that differs from its default.
 
@@ -133,8 +151,8 @@ def stream_seed(seed: int, name: str) -> int:
     """Seed of a named random stream, below 2**63.
 
     Each use of randomness draws from a stream of its own ("init", "order", "augment", "dropout", "label_noise",
-    "split"), so that a deeper net, which draws more initial weights, does not change the order of the data: runs of
-    equal seed are paired.
+    "split", "corruption"), so that a deeper net, which draws more initial weights, does not change the order of the
+    data: runs of equal seed are paired.
     """
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "big") >> 1
 

@@ -15,6 +15,7 @@ SCHEDULES = ("constant", "step", "cosine")
 LOSSES = ("cross_entropy", "mse", "brier")
 PRECISIONS = ("float32", "bf16")
 L1_STEPS = ("subgradient", "proximal")
+PRETRAINING_LR = 1e-3
 READ_BY_DEFAULT = (
     "grad_norm",
     "weight_norm",
@@ -61,6 +62,9 @@ class TrainConfig:
     early_stopping: int | None = number(None, "stop after this many evaluations without a better one", low=1)
     precision: str = choice("float32", PRECISIONS, "arithmetic of the forward and backward pass")
     activation_checkpointing: bool = flag(False, "compute activations again in the backward pass, to save memory")
+    pretraining_steps: int = number(0, "updates of each hidden layer as an autoencoder, before training (0: none)")
+    pretraining_lr: float = number(PRETRAINING_LR, "learning rate of these updates, by Adam")
+    corruption: float = number(0.0, "share of an autoencoder's inputs set to 0 in these updates", below=1)
 
     def __post_init__(self) -> None:
         check_fields(self, "train")
@@ -73,6 +77,11 @@ class TrainConfig:
             raise ConfigError(
                 f"train.l1_step=proximal needs train.l1 above 0 and train.optimizer=sgd; given train.l1={self.l1} and "
                 f"{self.optimizer}. Set both, or leave it at subgradient"
+            )
+        if self.pretraining_steps == 0 and (self.corruption or self.pretraining_lr != PRETRAINING_LR):
+            raise ConfigError(
+                f"train.corruption={self.corruption} and train.pretraining_lr={self.pretraining_lr} have no effect "
+                f"with train.pretraining_steps=0; set that, or leave them at 0 and {PRETRAINING_LR}"
             )
         if self.warmup_steps >= self.steps:
             raise ConfigError(f"train.warmup_steps={self.warmup_steps} must be less than train.steps={self.steps}")

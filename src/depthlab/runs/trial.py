@@ -20,7 +20,7 @@ from depthlab.runs.interrupts import Stop, Stopped
 from depthlab.runs.progress import tell
 from depthlab.runs.store import COLUMNS, Status
 from depthlab.runs.weights import Weights
-from depthlab.training import Evaluation, Update, build_optimizer, evaluate, residuals, train
+from depthlab.training import Evaluation, Pretraining, Update, build_optimizer, evaluate, residuals, train
 
 NETWORK = "network"
 """The layer name of readings of the whole network; their depth is 0."""
@@ -88,6 +88,9 @@ class Trial:
         self.layers, self.states = nets.weight_layers(self.model), nets.time_steps(self.model)
         slow = nets.copied_parameters(self.model, copied)
         self.optimizer = build_optimizer(self.model, config.train, slow, config.transfer.backbone_lr_factor)
+        self.pretraining: Pretraining | None = None
+        if config.train.pretraining_steps:
+            self.pretraining = Pretraining(self.model, self.batches, config.train, seed=config.seed)
         self.checkpoints, self.stop = checkpoints, stop
         self.started = time.perf_counter()
         self.seconds_before = 0.0
@@ -105,6 +108,7 @@ class Trial:
         """Trains, evaluates, and returns status, metrics, the long table of readings and the last weights."""
         config = self.config.train
         self._resume()
+        self._pretrain()
         for update in self._updates():
             self.done = done = update.step + 1
             self._keep(update.step, update.rows)
@@ -120,6 +124,16 @@ class Trial:
             if self.progress:
                 self.progress(done, self.last_loss, self.validation_error)
         return self._finished(self.done)
+
+    def _pretrain(self) -> None:
+        """What is left of the phase before the first update; its readings have steps below 0, that update being 0."""
+        for rows in self.pretraining.updates() if self.pretraining else ():
+            for step, row in rows:
+                self._keep(step, [row])
+            if self._is_to_be_saved():
+                self._save()
+            if self.progress:
+                self.progress(0, None, None)
 
     def _updates(self) -> Iterator[Update]:
         config = self.config
@@ -146,7 +160,9 @@ class Trial:
         if self.checkpoints is not None:
             self.checkpoints.save(self.done, self._state())
         if self.stop is not None and self.stop.asked:
-            raise Stopped(f"after update {self.done} of {self.config.train.steps}", self.stop.by)
+            phase = self.pretraining
+            before = "" if phase is None or phase.is_over else f", in pre-training: {phase.done} of {phase.total} done"
+            raise Stopped(f"after update {self.done} of {self.config.train.steps}{before}", self.stop.by)
 
     def _state(self) -> dict[str, Any]:
         """All that the updates to come depend on, and all that was read; data and dropout are functions of the step."""
@@ -154,6 +170,7 @@ class Trial:
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "pretraining": None if self.pretraining is None else self.pretraining.state_dict(),
             "rows": [list(column) for column in zip(*self.rows, strict=True)],
             "chosen": None if self.chosen is None else vars(self.chosen),
             "last_loss": self.last_loss,
@@ -171,6 +188,8 @@ class Trial:
         self.done = state["step"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.pretraining is not None:
+            self.pretraining.load_state_dict(state["pretraining"])
         self.rows = list(zip(*state["rows"], strict=True))
         if (chosen := state["chosen"]) is not None:
             self.chosen = Chosen(chosen["step"], chosen["error"], chosen["weights"])

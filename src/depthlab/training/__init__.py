@@ -3,15 +3,19 @@
 from depthlab.training.loop import Evaluation, Update, evaluate, residuals, train
 from depthlab.training.machine import available_cores, prepare_process, resolve_device
 from depthlab.training.optimizers import build_optimizer, learning_rate, set_learning_rate
+from depthlab.training.pretraining import Autoencoder, Pretraining, reconstruction_error
 
 __all__ = [
+    "Autoencoder",
     "Evaluation",
+    "Pretraining",
     "Update",
     "available_cores",
     "build_optimizer",
     "evaluate",
     "learning_rate",
     "prepare_process",
+    "reconstruction_error",
     "residuals",
     "resolve_device",
     "set_learning_rate",

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -91,6 +92,9 @@ DEFAULTS = {
     "train.early_stopping": None,
     "train.precision": "float32",
     "train.activation_checkpointing": False,
+    "train.pretraining_steps": 0,
+    "train.pretraining_lr": 0.001,
+    "train.corruption": 0.0,
     "probes.every": 100,
     "probes.names": [
         "grad_norm",
@@ -185,6 +189,9 @@ OTHERS: dict[str, list[Any]] = {
     "train.early_stopping": [None, 3],
     "train.precision": list(names.PRECISIONS),
     "train.activation_checkpointing": [False, True],
+    "train.pretraining_steps": [0, 50],
+    "train.pretraining_lr": [0.001, 0.01],
+    "train.corruption": [0.0, 0.25],
     "probes.every": [100, 0],
     "probes.names": [list(READ_BY_DEFAULT), list(PROBES), ["grad_norm"], []],
     "transfer.source": [[], ["data.name:mnist"], ["run:6d76d6a408f17555"], ["file:weights.pt", f"sha256:{'0' * 64}"]],
@@ -257,6 +264,8 @@ def test_each_field_enters_the_key(name: str) -> None:
         "model.norm_affine": normalized,
         "model.norm_noise": normalized,
         "train.l1_step": {"train.l1": 1e-4},
+        "train.pretraining_lr": {"train.pretraining_steps": 50},
+        "train.corruption": {"train.pretraining_steps": 50},
         "data.fold": {"data.folds": 5},
         "model.branch": {"model.skip": "residual"},
         "model.cell": recurrent_net,
@@ -295,6 +304,10 @@ def test_configurations_cannot_change() -> None:
 
 def recurrent(**factors: Any) -> ModelConfig:
     return ModelConfig(**{"family": "rnn", "depth": 2, "activation": "tanh", **factors})
+
+
+def pretrained(**factors: Any) -> RunConfig:
+    return RunConfig(model=ModelConfig(**factors), train=TrainConfig(pretraining_steps=5))
 
 
 REFUSED: list[tuple[Callable[[], Any], str]] = [
@@ -426,6 +439,24 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
         r"train\.nesterov=true needs train\.optimizer=sgd with momentum; given sgd with train\.momentum=0\.0",
     ),
     (lambda: TrainConfig(nesterov=True, optimizer="adam"), r"train\.nesterov=true needs .*; given adam"),
+    (
+        lambda: TrainConfig(corruption=0.2),
+        r"train\.corruption=0\.2 and .* have no effect with train\.pretraining_steps=0; set that, or leave .* 0\.001$",
+    ),
+    (lambda: TrainConfig(pretraining_lr=0.1), r"train\.pretraining_lr=0\.1 have no effect"),
+    (lambda: TrainConfig(pretraining_steps=5, corruption=1.0), r"train\.corruption=1\.0 must be .* less than 1$"),
+    *(
+        (
+            partial(pretrained, **{name: value}),
+            rf"train\.pretraining_steps=5 .* model\.{name}=.*; choose model\.{name}={only}, or",
+        )
+        for name, value, only in (
+            ("family", "cnn", "mlp"),
+            ("skip", "residual", "none"),
+            ("norm", "batch", "none"),
+            ("dropconnect", 0.5, r"0\.0"),
+        )
+    ),
     (lambda: TrainConfig(warmup_steps=600), r"train\.warmup_steps=600 must be less than train\.steps=600"),
     (lambda: TrainConfig(milestones=(0.7, 0.5)), r"train\.milestones=\[0\.7, 0\.5\] must rise and lie between 0 and 1"),
     (lambda: TrainConfig(milestones=(0.5, 0.5)), r"train\.milestones=\[0\.5, 0\.5\] must rise"),

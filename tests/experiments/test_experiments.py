@@ -28,6 +28,10 @@ CONDITIONS = {
     "exploding_gradients": ["model.sigma_w", "model.cell", "model.forget_bias", "train.clip_norm"],
     "skip_connections": ["model.skip", "model.branch", "model.gate_bias", "model.bias"],
     "losses": ["train.loss", "model.head_bias", "train.lr"],
+    "pretraining": [
+        *("model.activation", "model.init", "train.optimizer", "train.lr", "train.steps"),
+        *("train.pretraining_steps", "train.pretraining_lr", "train.corruption"),
+    ],
     "regularization": [
         *("model.dropout", "model.dropconnect", "train.l1", "train.l1_step", "train.weight_decay"),
         *("data.crop_padding", "data.flip", "data.cutout", "train.label_smoothing", "train.early_stopping"),

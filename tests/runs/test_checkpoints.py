@@ -23,6 +23,7 @@ from depthlab.runs import Run, Status, StoreError, execute
 from depthlab.runs.checkpoints import MAGIC, Checkpoints
 from depthlab.runs.interrupts import STOPPING, Stop, Stopped, stopping_politely
 from depthlab.runs.trial import Trial
+from depthlab.training import Pretraining
 
 CPU = torch.device("cpu")
 ALWAYS = 1e-9
@@ -59,6 +60,15 @@ RECURRENT = dataclasses.replace(
     model=ModelConfig(family="rnn", depth=2, width=6, activation="tanh", cell="lstm", forget_bias=1.0),
     train=dataclasses.replace(MLP.train, clip_norm=0.5),
 )
+PRETRAINED = dataclasses.replace(
+    MLP,
+    model=ModelConfig(depth=4, width=8, activation="sigmoid", dropout=0.2),
+    train=dataclasses.replace(MLP.train, steps=6, eval_every=3, pretraining_steps=3, corruption=0.3),
+    probes=ProbesConfig(every=3, names=("backward_norm",)),
+)
+PHASE = 3 * 3
+"""Updates of its three hidden layers before training."""
+
 CONFIGS = {
     "mlp": MLP,
     "dropconnect": DROPPED,
@@ -110,6 +120,77 @@ def test_stopped_after_every_update_it_reads_the_same(name: str, undisturbed: An
     assert stops >= (2 if name == "diverges" else 4)
     assert len(run.record()["resumed_at_steps"]) == stops
     assert not list(run.folder.glob("checkpoint*"))
+
+
+def test_stopped_after_every_update_of_both_phases_it_reads_the_same(undisturbed: Any) -> None:
+    """Each stop costs no update: the phase before training goes on where it was, and is not done again after it."""
+    expected, stops, told = undisturbed(PRETRAINED), [], []
+    while not (run := Run.of(PRETRAINED)).status().finished:
+        assert len(stops) < PHASE + 6, "it does not go on, but begins again"
+        progress = asking()
+
+        def counted(done: int, *known: float | None, progress: Any = progress) -> None:
+            told.append(done)
+            progress(done, *known)
+
+        try:
+            execute(PRETRAINED, device=CPU, progress=counted)
+        except Stopped as stopped:
+            stops.append(str(stopped))
+    assert content(run) == expected
+    # one update is done before progress is first told, and one until it has been asked to stop
+    assert stops[:4] == [f"after update 0 of 6, in pre-training: {done} of {PHASE} done" for done in (2, 4, 6, 8)]
+    assert stops[4:] == ["after update 1 of 6", "after update 3 of 6", "after update 5 of 6"]
+    assert told.count(0) == PHASE - 4
+    assert run.record()["resumed_at_steps"] == [0, 0, 0, 0, 1, 3, 5]
+    assert not list(run.folder.glob("checkpoint*"))
+
+
+def test_killed_in_pretraining_without_a_word_it_reads_the_same(undisturbed: Any) -> None:
+    """It goes on from its last checkpoint, or begins anew where it has none."""
+    expected = undisturbed(PRETRAINED)
+    for every in (ALWAYS, 0):
+        calls = 0
+
+        def dies(_done: int, *_known: float | None) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == 5:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            execute(PRETRAINED, device=CPU, progress=dies, checkpoint_seconds=every)
+        run = execute(PRETRAINED, device=CPU, checkpoint_seconds=0)
+        assert content(run) == expected
+        assert run.record().get("resumed_at_steps") == ([0] if every else None)
+        for path in run.folder.iterdir():
+            path.unlink()
+
+
+def test_what_was_left_out_of_the_state_of_pretraining_would_be_seen(
+    undisturbed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, state_dict = undisturbed(PRETRAINED), Pretraining.state_dict
+    run = Run.of(PRETRAINED)
+    for part in ("offset", "optimizer"):
+        fresh = Trial(PRETRAINED, CPU).pretraining
+        assert fresh is not None
+        instead = state_dict(fresh)[part]
+        with monkeypatch.context() as patch:
+            patch.setattr(Pretraining, "state_dict", lambda self, p=part, v=instead: {**state_dict(self), p: v})
+            with pytest.raises(Stopped):
+                execute(PRETRAINED, device=CPU, progress=asking())
+        assert content(execute(PRETRAINED, device=CPU)) != expected, part
+        for path in run.folder.iterdir():
+            path.unlink()
+
+
+def test_pretraining_that_diverges_ends_the_run_as_diverged() -> None:
+    config = dataclasses.replace(PRETRAINED, train=dataclasses.replace(PRETRAINED.train, pretraining_lr=1e38))
+    run = execute(config, device=CPU)
+    assert run.status() is Status.DIVERGED
+    assert run.record()["diverged_step"] == 0
+    assert (run.readings()["probe"] == "reconstruction_error").sum() == 6
 
 
 def test_weights_and_momentum_are_the_same(tmp_path: Path) -> None:

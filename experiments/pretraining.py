@@ -81,13 +81,13 @@ def predicted(net: str) -> float:
 def table(readings: pd.DataFrame) -> pd.DataFrame:
     rows = []
     tuned = errors(best(readings))
+    tuned = tuned.assign(before=tuned["train.pretraining_steps"] * (tuned["model.depth"] - 1))
     for (net, depth, steps), part in tuned.groupby(["net", "model.depth", "train.steps"], sort=True):
-        phase = int(part["train.pretraining_steps"].iloc[0]) * (int(depth) - 1)
         rows.append(
             {
                 "net": net,
                 "depth": depth,
-                "updates before training": phase,
+                "updates before training": part["before"].iloc[0],
                 "updates of training": steps,
                 "best learning rate": part["train.lr"].iloc[0],
                 "test error, %": figures.interval(part["value"]),
@@ -198,7 +198,7 @@ def draw_start(axes: Axes, readings: pd.DataFrame) -> None:
     for net in ENSEMBLES:
         end = figures.interval(where(rows, net=net, depth=layers[-1])["value"], log=True).mean
         figures.theory(axes, layers, end * np.exp(predicted(net) * (layers - layers[-1])))
-    axes.set_title("before the first update of training")
+    axes.set_title("before training")
 
 
 def figure(readings: pd.DataFrame) -> Figure:
@@ -208,16 +208,18 @@ def figure(readings: pd.DataFrame) -> Figure:
     curves = deepest(figures.select(tuned, "validation_error"))
     curves = curves.assign(value=100 * curves["value"])
     draw_start(axes[0], readings)
-    draw_errors(axes[1], where(curves, longer=False), "step", f"{depth} layers, training")
+    draw_errors(axes[1], where(curves, longer=False), "step", f"{depth} layers")
+    axes[1].set_xlabel("updates of training")
     draw_errors(axes[2], where(errors(tuned), longer=False), "model.depth", "best learning rate")
     phase = curves["train.pretraining_steps"] * (depth - 1)
     in_all = curves.assign(step=curves["step"] + phase)[curves["longer"] | (phase > 0)]
-    draw_errors(axes[3], in_all, "step", f"{depth} layers, equal updates in all")
-    axes[3].set_xlabel("updates, those of pre-training counted")
+    draw_errors(axes[3], in_all, "step", f"{depth} layers")
+    axes[3].set_xlabel("updates in all")
     figures.draw(axes[4], reconstruction(readings), "depth", "net", labels=NETS)
-    axes[4].set_title("after the layer's pre-training")
+    axes[4].set_title("after pre-training")
     tried = where(deepest(errors(named(readings))), longer=False)
-    draw_errors(axes[5], tried, "train.lr", f"{depth} layers, training")
+    tried = tried[tried["net"] != ADAM]
+    draw_errors(axes[5], tried, "train.lr", "gradient descent")
     figures.log_ticks(axes[5], tried["train.lr"])
     figures.legend(drawing, "top")
     return drawing

@@ -41,7 +41,7 @@ QUANTITIES = {
     "dead_fraction": Scale("dead share of units"),
     "activation_sparsity": Scale("share of activations that are 0"),
     "validation_inactive_fraction": Scale("inactive share of units"),
-    "reconstruction_error": Scale("squared error of reconstruction / variance", log=True),
+    "reconstruction_error": Scale("share of variance lost", log=True),
     "train_loss": Scale("training loss"),
 }
 """Axes of the probes; others are linear under their name, with spaces for underscores."""

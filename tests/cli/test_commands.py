@@ -100,6 +100,14 @@ def test_threads_of_a_run(depthlab: Callable[..., Any], tiny: list[str], monkeyp
     assert threads == [1, 3, 6]
 
 
+def test_updates_before_training_are_not_told_one_by_one(depthlab: Callable[..., Any], tiny: list[str]) -> None:
+    answer = depthlab("train", *tiny, "train.pretraining_steps=5")
+    assert answer.status == 0
+    assert [line.partition(":")[0] for line in answer.error.splitlines()] == [
+        f"step {step}/20" for step in range(2, 21, 2)
+    ]
+
+
 def test_ctrl_c_says_how_to_go_on(
     depthlab: Callable[..., Any], tiny: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

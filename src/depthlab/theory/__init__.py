@@ -15,6 +15,7 @@ from depthlab.theory.depth import (
 )
 from depthlab.theory.losses import logit_gradient
 from depthlab.theory.recurrence import TimeProfile, time_profile
+from depthlab.theory.regions import arrangement_regions, expected_regions, foldable_regions, most_regions
 from depthlab.theory.residual import residual_chi, residual_variance_map
 from depthlab.theory.scope import batch_norm_backward_slope, check_applies
 from depthlab.theory.variance import chi, critical_sigma_w, fixed_point, variance_map
@@ -23,6 +24,7 @@ __all__ = [
     "Phase",
     "Profile",
     "TimeProfile",
+    "arrangement_regions",
     "backward_slope",
     "batch_norm_backward_slope",
     "check_applies",
@@ -33,9 +35,12 @@ __all__ = [
     "correlation_map",
     "critical_sigma_w",
     "depth_scale",
+    "expected_regions",
     "fixed_point",
+    "foldable_regions",
     "forward_slope",
     "logit_gradient",
+    "most_regions",
     "overflow_depth",
     "phase",
     "profile",

@@ -6,6 +6,7 @@ from depthlab.probes.measure import Measured, measure
 from depthlab.probes.parameters import Parameters, Weight, candidate_weights, in_order_of_data, unwrapped
 from depthlab.probes.predict import Prediction, Slope, predict
 from depthlab.probes.reading import Reading, Row
+from depthlab.probes.regions import linear_regions
 from depthlab.probes.signals import Signals
 from depthlab.probes.statistics import (
     cosine,
@@ -47,6 +48,7 @@ __all__ = [
     "example_cosine",
     "in_order_of_data",
     "known",
+    "linear_regions",
     "mean",
     "measure",
     "norm",

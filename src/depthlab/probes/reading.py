@@ -47,7 +47,7 @@ class Reading:
     model: any module whose forward pass runs the layers.
     layers: its weight layers (Linear, Conv, cells), with names, in the order data flows.
     probes: names out of `depthlab.config.PROBES`. Those of more data or times than one update's have other readers
-        (`InactiveUnits`, `weight_distribution`) and are passed over here.
+        (`InactiveUnits`, `weight_distribution`, `linear_regions`) and are passed over here.
     states: modules that hand on the states of a recurrent net, one for each time step, with names; depth counts them.
     ValueError on another name, or a layer that is no part of the model; TypeError on a layer without a weight.
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from depthlab import config as names
 from depthlab.config import (
     DATASETS,
+    PLANE_PROBES,
     PROBES,
     READ_BY_DEFAULT,
     ConfigError,
@@ -193,7 +194,7 @@ OTHERS: dict[str, list[Any]] = {
     "train.pretraining_lr": [0.001, 0.01],
     "train.corruption": [0.0, 0.25],
     "probes.every": [100, 0],
-    "probes.names": [list(READ_BY_DEFAULT), list(PROBES), ["grad_norm"], []],
+    "probes.names": [list(READ_BY_DEFAULT), [name for name in PROBES if name not in PLANE_PROBES], ["grad_norm"], []],
     "transfer.source": [[], ["data.name:mnist"], ["run:6d76d6a408f17555"], ["file:weights.pt", f"sha256:{'0' * 64}"]],
     "transfer.copied": [None, 3],
     "transfer.trained": [None, 0, 2],
@@ -308,6 +309,11 @@ def recurrent(**factors: Any) -> ModelConfig:
 
 def pretrained(**factors: Any) -> RunConfig:
     return RunConfig(model=ModelConfig(**factors), train=TrainConfig(pretraining_steps=5))
+
+
+def points(*probes: str, model: ModelConfig | None = None) -> RunConfig:
+    """A run on points of a plane."""
+    return RunConfig(data=DataConfig(name="spirals"), model=model or ModelConfig(), probes=ProbesConfig(names=probes))
 
 
 REFUSED: list[tuple[Callable[[], Any], str]] = [
@@ -426,6 +432,34 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (
         lambda: RunConfig(model=recurrent(), probes=ProbesConfig(names=("validation_inactive_fraction",))),
         r"probes\.names=validation_inactive_fraction .* model\.family=rnn .*; leave it out",
+    ),
+    (
+        lambda: points(model=ModelConfig(family="cnn", depth=4, stages=1)),
+        r"model\.family=cnn .* in spirals, .* choose model\.family=mlp",
+    ),
+    (lambda: points(model=recurrent()), r"model\.family=rnn .* in spirals, .* choose model\.family=mlp"),
+    (lambda: DataConfig(name="spirals", flip=True), r"data\.flip=true .* spirals are points, .* at false and 0"),
+    (lambda: DataConfig(name="spirals", cutout=1), r"data\.cutout=1 are for images, and spirals are points"),
+    (lambda: DataConfig(name="spirals", crop_padding=1), r"data\.crop_padding=1 is too large for spirals"),
+    (
+        lambda: RunConfig(probes=ProbesConfig(names=("linear_regions",))),
+        r"probes\.names=linear_regions is read on a plane .* digits has more than two; choose data\.name=spirals",
+    ),
+    (
+        lambda: RunConfig(probes=ProbesConfig(names=("decision",))),
+        r"probes\.names=decision is read on a plane .* digits has more than two; choose data\.name=spirals",
+    ),
+    (
+        lambda: points("linear_regions", model=ModelConfig(activation="tanh")),
+        r"linear_regions is of plain nets of relu, leaky_relu, very_leaky_relu, .* model\.activation=tanh; change",
+    ),
+    (
+        lambda: points("linear_regions", model=ModelConfig(skip="residual")),
+        r"linear_regions is of plain nets .* model\.skip=residual",
+    ),
+    (
+        lambda: points("linear_regions", model=ModelConfig(norm="batch")),
+        r"linear_regions is of plain nets .* model\.norm=batch",
     ),
     (lambda: ModelConfig(init="delta_orthogonal"), r"model\.init=delta_orthogonal .* choose model\.init=orthogonal"),
     (lambda: ModelConfig(sigma_w=1.0), r"model\.sigma_w=1\.0 has no effect with model\.init=he; .*gaussian"),
@@ -616,7 +650,7 @@ def test_choices_are_what_the_rooms_offer() -> None:
     assert set(BUILT_IN) <= set(DATASETS)
 
 
-@pytest.mark.parametrize("name", ["digits", "synthetic"])
+@pytest.mark.parametrize("name", ["digits", "synthetic", "spirals"])
 def test_what_is_known_of_built_in_data_is_true(name: str) -> None:
     from depthlab.data.prepared import find_faults
     from depthlab.data.splits import BUILT_IN

@@ -175,7 +175,7 @@ def test_label_noise_draws_every_other_class_alike():
     assert ((others - 1000) ** 2 / 1000).sum() < 32  # chi-square, 8 degrees of freedom: P = 1e-4; the seed is fixed
 
 
-@pytest.mark.parametrize("name", ["digits", "synthetic"])
+@pytest.mark.parametrize("name", ["digits", "synthetic", "spirals"])
 def test_built_in_sets_load_without_a_disk(name, monkeypatch, tmp_path):
     monkeypatch.setenv("DEPTHLAB_DATA", str(tmp_path / "absent"))
     splits, again = load(DataConfig(name=name), CPU), load(DataConfig(name=name), CPU)

@@ -68,9 +68,15 @@ PRETRAINED = dataclasses.replace(
 )
 PHASE = 3 * 3
 """Updates of its three hidden layers before training."""
-
+PLANE = dataclasses.replace(
+    MLP,
+    data=DataConfig(name="spirals", train_size=60),
+    model=ModelConfig(depth=4, width=8, init="gaussian", sigma_b=0.5),
+    probes=ProbesConfig(every=3, names=("linear_regions", "decision")),
+)
 CONFIGS = {
     "mlp": MLP,
+    "plane": PLANE,
     "dropconnect": DROPPED,
     "recurrent": RECURRENT,
     "rescaled": RESCALED,

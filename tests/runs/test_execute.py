@@ -16,9 +16,10 @@ import torch
 import yaml
 
 from depthlab import data, theory
-from depthlab.config import ModelConfig, ProbesConfig, RunConfig, from_mapping
-from depthlab.probes import DISTRIBUTION, Reading, Row, weight_distribution
+from depthlab.config import DataConfig, ModelConfig, ProbesConfig, RunConfig, from_mapping
+from depthlab.probes import DISTRIBUTION, Reading, Row, linear_regions, weight_distribution
 from depthlab.runs import Run, Status, execute
+from depthlab.runs.plane import corners
 from depthlab.runs.store import COLUMNS
 from depthlab.runs.trial import Trial
 from depthlab.training import Evaluation
@@ -175,6 +176,65 @@ def test_reading_residuals_changes_nothing_else(tiny: RunConfig) -> None:
     table = run.readings()
     others = table[table["probe"] != "test_residual"].reset_index(drop=True)
     pd.testing.assert_frame_equal(others, execute(dropping, device=CPU).readings(), check_exact=True)
+
+
+@pytest.fixture
+def points(tiny: RunConfig) -> RunConfig:
+    """A run on points of a plane that reads what can be read there."""
+    model = ModelConfig(depth=3, width=6, init="gaussian", sigma_b=0.5, dropout=0.2)
+    probes = ProbesConfig(every=0, names=("linear_regions", "decision"))
+    return dataclasses.replace(tiny, data=DataConfig(name="spirals"), model=model, probes=probes)
+
+
+def test_linear_regions_are_counted_on_the_square_of_inputs_before_and_after_training(points: RunConfig) -> None:
+    trial = Trial(changed(points, "train", eval_every=6, lr=0.5), CPU)  # its model keeps the last weights
+    mean, std = trial.splits.mean, trial.splits.std
+    corners = [((value - mean) / std).tolist() for value in (0.0, 1.0)]
+    before = len(linear_regions(trial.model, *corners))
+    table = trial.run()["readings"]
+    after = len(linear_regions(trial.model, *corners))
+    found = table[table["probe"] == "linear_regions"]
+    assert list(zip(found["step"], found["layer"], found["value"], strict=True)) == [
+        (0, "network", before), (6, "network", after)
+    ]  # fmt: skip
+    assert before != after
+
+
+def test_weights_that_the_last_update_blew_up_have_no_regions(points: RunConfig) -> None:
+    trial = Trial(points, CPU)
+    with torch.no_grad():
+        trial.layers[1][1].get_parameter("weight")[0, 0] = math.inf
+    trial._note_regions(6)
+    assert math.isnan(trial.rows[-1][-1])
+
+
+def test_the_square_reaches_from_black_to_white(points: RunConfig) -> None:
+    splits = Trial(points, CPU).splits
+    for found, value in zip(corners(splits), (0.0, 1.0), strict=True):
+        torch.testing.assert_close(found, (value - splits.mean) / splits.std)
+
+
+def test_decisions_are_the_classes_of_the_last_weights_all_over_the_square(points: RunConfig) -> None:
+    trial = Trial(changed(points, "train", eval_every=6), CPU)
+    table = trial.run()["readings"]
+    found = table[table["probe"] == "decision"].set_index("layer")
+    assert set(found["step"]) == {6}
+    assert len(found) == 50**2
+    trial.model.eval()
+    places = [(x, y) for x in range(50) for y in range(50)]
+    inputs = (torch.tensor(places) / 49 - trial.splits.mean) / trial.splits.std
+    with torch.no_grad():
+        classes = trial.model(inputs[:, :, None, None]).argmax(dim=1).tolist()
+    stored = [found["value"][f"plane.{x}.{y}"] for x, y in places]
+    assert sum(one != other for one, other in zip(stored, classes, strict=True)) <= 1  # the last bit may move a border
+    assert set(found["value"]) == {0.0, 1.0}
+
+
+def test_reading_the_plane_changes_nothing_else(points: RunConfig) -> None:
+    table = execute(points, device=CPU).readings()
+    others = table[~table["probe"].isin(points.probes.names)].reset_index(drop=True)
+    bare = execute(changed(points, "probes", names=()), device=CPU).readings()
+    pd.testing.assert_frame_equal(others, bare, check_exact=True)
 
 
 def test_a_recurrent_net_is_read_at_every_time_step(tiny: RunConfig) -> None:

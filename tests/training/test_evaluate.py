@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from depthlab.config import ModelConfig, TrainConfig
 from depthlab.data import Batches
 from depthlab.nets import Net, build
-from depthlab.training import evaluate, residuals
+from depthlab.training import evaluate, predictions, residuals
 
 BatchesMaker = Callable[..., Batches]
 
@@ -66,3 +66,14 @@ def test_residuals_are_outputs_minus_labels_in_evaluation_mode(loss: str, batche
     if loss != "cross_entropy":  # mse is a mean over classes, brier a sum
         squared_error = (10 if loss == "mse" else 1) * evaluate(model, [(inputs, labels)], TrainConfig(loss=loss)).loss
         assert found.square().sum(dim=1).mean().item() == pytest.approx(squared_error, rel=1e-5)
+
+
+def test_predictions_are_the_largest_logits_in_evaluation_mode(batches: BatchesMaker) -> None:
+    model, (inputs, _) = net(norm="batch", dropout=0.5).train(), batches(batch_size=30)[0]
+    state = torch.get_rng_state()
+    found = predictions(model, inputs, TrainConfig())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.training
+    with torch.no_grad():
+        assert found.tolist() == [max(range(10), key=row.__getitem__) for row in model.eval()(inputs).tolist()]
+    assert len(set(found.tolist())) > 1

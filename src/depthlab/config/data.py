@@ -25,6 +25,7 @@ DATASETS = {
     "cifar10": DatasetFacts(train=50_000, test=10_000, channels=3, size=32, classes=10),
     "cifar100": DatasetFacts(train=50_000, test=10_000, channels=3, size=32, classes=100),
     "synthetic": DatasetFacts(train=1_000, test=200, channels=3, size=8, classes=10),
+    "spirals": DatasetFacts(train=2_000, test=2_000, channels=2, size=1, classes=2),
 }
 
 
@@ -62,6 +63,11 @@ class DataConfig:
         if self.cutout > facts.size:
             raise ConfigError(
                 f"data.cutout={self.cutout} is larger than {self.name} images; choose at most {facts.size}"
+            )
+        if facts.size == 1 and (self.flip or self.cutout):
+            raise ConfigError(
+                f"data.flip={str(self.flip).lower()} and data.cutout={self.cutout} are for images, and {self.name} are "
+                f"points, images of one pixel; leave them at false and 0"
             )
 
     def _check_parts(self) -> None:

@@ -13,6 +13,8 @@ ACTIVATIONS = (
     *("sigmoid", "tanh", "relu", "leaky_relu", "very_leaky_relu"),
     *("elu", "selu", "gelu", "silu", "identity"),
 )
+PIECEWISE_LINEAR = ("relu", "leaky_relu", "very_leaky_relu")
+"""Of these: linear but for a kink at 0."""
 NORMS = ("none", "batch", "layer", "group", "rms")
 SKIPS = ("none", "residual", "preactivation", "highway")
 BRANCHES = ("standard", "rezero", "fixup")

@@ -23,8 +23,8 @@ from depthlab.config.fields import (
     to_mapping,
 )
 from depthlab.config.launch import SweepConfig
-from depthlab.config.model import ModelConfig
-from depthlab.config.train import ProbesConfig, TrainConfig
+from depthlab.config.model import PIECEWISE_LINEAR, ModelConfig
+from depthlab.config.train import PLANE_PROBES, ProbesConfig, TrainConfig
 from depthlab.config.transfer import TransferConfig
 
 PROTOCOL = 1
@@ -53,6 +53,11 @@ class RunConfig:
                 f"train.batch_size={self.train.batch_size} is more than the {self.data.training_images} images that "
                 f"are trained on; choose a smaller train.batch_size or a larger data.train_size"
             )
+        if self.model.family != "mlp" and facts.size == 1:
+            raise ConfigError(
+                f"model.family={self.model.family} has nothing to go along in {self.data.name}, images of one pixel; "
+                f"choose model.family=mlp"
+            )
         if self.model.family == "cnn" and facts.size < 2 ** (self.model.stages - 1):
             raise ConfigError(
                 f"model.stages={self.model.stages} halves {self.data.name} images of {facts.size} pixels to nothing; "
@@ -68,6 +73,7 @@ class RunConfig:
                 "probes.names=validation_inactive_fraction is of layers with an activation after them, and those of "
                 "model.family=rnn have theirs inside; leave it out"
             )
+        self._check_plane()
         self._check_transfer()
 
     def _check_transfer(self) -> None:
@@ -115,6 +121,24 @@ class RunConfig:
                 f"train.pretraining_steps={self.train.pretraining_steps} would train blocks again that transfer.source "
                 f"has copied or transfer.trained has frozen; leave both out, or pre-train the source: "
                 f"transfer.source=[data.name:NAME,train.pretraining_steps:{self.train.pretraining_steps}]"
+            )
+
+    def _check_plane(self) -> None:
+        """What can be counted and drawn on the plane of inputs."""
+        facts = DATASETS[self.data.name]
+        for name in set(PLANE_PROBES).intersection(self.probes.names):
+            if facts.channels * facts.size**2 != 2:
+                raise ConfigError(
+                    f"probes.names={name} is read on a plane of inputs, and {self.data.name} has more than two; "
+                    f"choose data.name=spirals, or leave it out"
+                )
+        model = self.model
+        plain = (model.family, model.skip, model.norm) == ("mlp", "none", "none")
+        if "linear_regions" in self.probes.names and not (plain and model.activation in PIECEWISE_LINEAR):
+            raise ConfigError(
+                f"probes.names=linear_regions is of plain nets of {', '.join(PIECEWISE_LINEAR)}, and the model has "
+                f"model.family={model.family}, model.skip={model.skip}, model.norm={model.norm} and "
+                f"model.activation={model.activation}; change these, or leave it out"
             )
 
     def key(self) -> str:

@@ -27,12 +27,15 @@ READ_BY_DEFAULT = (
     "dead_fraction",
 )
 """Part of old runs' keys: a probe that is new is read when it is named, and never joins these."""
+PLANE_PROBES = ("linear_regions", "decision")
+"""Probes of nets with two inputs, read all over the square of these and not at examples."""
 PROBES = (
     *READ_BY_DEFAULT,
     "activation_sparsity",
     "validation_inactive_fraction",
     "weight_distribution",
     "test_residual",
+    *PLANE_PROBES,
 )
 
 

@@ -11,6 +11,10 @@ from numpy.typing import NDArray
 from depthlab.config import DATASETS
 from depthlab.data.prepared import Prepared
 
+SPIRAL_TURNS = 3
+SPIRAL_REACH = 0.92  # of the square: what noise adds stays inside
+SPIRAL_NOISE = 0.02
+
 
 def digits() -> Prepared:
     """scikit-learn's handwritten digits, 8 x 8 grey pixels scaled from 0..16 to 0..255; every fifth image is test.
@@ -55,6 +59,28 @@ def synthetic() -> Prepared:
 
     names = tuple(f"pattern {label}" for label in range(facts.classes))
     return Prepared(*draw(facts.train), *draw(facts.test), names)
+
+
+def spirals() -> Prepared:
+    """Points on two interleaved spirals, a class each, always the same: images of one pixel, with channels x and y.
+
+    (x, y) = 0.92 r (cos a, sin a) + noise, a = 6 pi r + pi label: three turns, in the square from -1 to 1. r^2 is
+    uniform in 0..1 and the noise Gaussian of standard deviation 0.02; neighbouring arms are 0.15 apart (after Lang &
+    Witbrock 1988, who had no noise). A coordinate has the 256 values of a pixel, -1 being 0 and 1 being 255.
+    """
+    facts = DATASETS["spirals"]
+    random = np.random.default_rng(0)
+
+    def draw(count: int) -> tuple[NDArray[np.uint8], NDArray[np.integer[Any]]]:
+        labels = np.arange(count) % facts.classes
+        radius = np.sqrt(random.uniform(size=count))  # points lie as dense outside as inside
+        angle = 2 * np.pi * SPIRAL_TURNS * radius + np.pi * labels
+        points = SPIRAL_REACH * radius * np.stack([np.cos(angle), np.sin(angle)])
+        points += SPIRAL_NOISE * random.standard_normal(points.shape)
+        pixels = np.rint(127.5 * (1 + points.clip(-1, 1))).astype(np.uint8)
+        return pixels.T.reshape(count, facts.size, facts.size, facts.channels), labels
+
+    return Prepared(*draw(facts.train), *draw(facts.test), ("first arm", "second arm"))
 
 
 def _interpolation(size: int, points: int) -> NDArray[np.float64]:

@@ -26,7 +26,7 @@ class DataError(RuntimeError):
 class Prepared:
     """A data set as it lies in its file.
 
-    Images are uint8 (n, h, w) or (n, h, w, 3), labels integers (n,); classes are the names, by label.
+    Images are uint8 (n, h, w) or (n, h, w, channels), labels integers (n,); classes are the names, by label.
     """
 
     train_images: NDArray[np.uint8]

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from depthlab.config import DataConfig, stream_seed
-from depthlab.data.built_in import digits, synthetic
+from depthlab.data.built_in import digits, spirals, synthetic
 from depthlab.data.download import prepared_file
 from depthlab.data.prepared import DataError, Prepared, read_prepared
 
-BUILT_IN = {"digits": digits, "synthetic": synthetic}
+BUILT_IN = {"digits": digits, "synthetic": synthetic, "spirals": spirals}
 
 COUNTED_AT_ONCE = 100
 """Images that are copied at once to count their pixels' values: a copy of all would be each process's own memory."""

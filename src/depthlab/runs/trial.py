@@ -14,9 +14,10 @@ import torch
 
 from depthlab import data, nets
 from depthlab.config import DataConfig, RunConfig, TrainConfig
-from depthlab.probes import InactiveUnits, Row, weight_distribution
+from depthlab.probes import InactiveUnits, Row, linear_regions, weight_distribution
 from depthlab.runs.checkpoints import Checkpoints
 from depthlab.runs.interrupts import Stop, Stopped
+from depthlab.runs.plane import corners, decisions
 from depthlab.runs.progress import tell
 from depthlab.runs.store import COLUMNS, Status
 from depthlab.runs.weights import Weights
@@ -109,6 +110,8 @@ class Trial:
         config = self.config.train
         self._resume()
         self._pretrain()
+        if self.done == 0:
+            self._note_regions(0)
         for update in self._updates():
             self.done = done = update.step + 1
             self._keep(update.step, update.rows)
@@ -243,6 +246,9 @@ class Trial:
         last, training = self.evaluate(self.splits.test), self.evaluate(part)
         if "test_residual" in self.config.probes.names:
             self._note_residuals(done)
+        self._note_regions(done)
+        if "decision" in self.config.probes.names:
+            self._note_decisions(done)
         chosen = last
         weights = copy.deepcopy(self.model.state_dict())
         if self.chosen.step != done:
@@ -284,6 +290,20 @@ class Trial:
             for label, residual in enumerate(outputs):
                 rounded = float(f"{residual:.{RESIDUAL_DIGITS}g}")
                 self.rows.append((done, f"test.{image}.{label}", 0, "test_residual", rounded))
+
+    def _note_regions(self, done: int) -> None:
+        """How many linear regions the net has on the square of inputs, if that is to be read."""
+        if "linear_regions" not in self.config.probes.names:
+            return
+        low, high = (corner.tolist() for corner in corners(self.splits))
+        # the last update can blow the weights up unseen
+        known = all(bool(parameter.isfinite().all()) for parameter in self.model.parameters())
+        self._note(done, "linear_regions", len(linear_regions(self.model, low, high)) if known else math.nan)
+
+    def _note_decisions(self, done: int) -> None:
+        """The class at each point of a lattice, with the last weights; a row's layer is plane.X.Y."""
+        for (x, y), found in decisions(self.model, self.splits, self.config.train).items():
+            self.rows.append((done, f"plane.{x}.{y}", 0, "decision", float(found)))
 
     def _note(self, step: int, probe: str, value: float) -> None:
         self.rows.append((step, NETWORK, 0, probe, value))

@@ -1,6 +1,6 @@
 """The loop, optimisers, schedules, and the machine they run on."""
 
-from depthlab.training.loop import Evaluation, Update, evaluate, residuals, train
+from depthlab.training.loop import Evaluation, Update, evaluate, predictions, residuals, train
 from depthlab.training.machine import available_cores, prepare_process, resolve_device
 from depthlab.training.optimizers import build_optimizer, learning_rate, set_learning_rate
 from depthlab.training.pretraining import Autoencoder, Pretraining, reconstruction_error
@@ -14,6 +14,7 @@ __all__ = [
     "build_optimizer",
     "evaluate",
     "learning_rate",
+    "predictions",
     "prepare_process",
     "reconstruction_error",
     "residuals",

@@ -188,3 +188,14 @@ def residuals(model: nn.Module, inputs: Tensor, labels: Tensor, config: TrainCon
     model.train(was_training)
     outputs: Tensor = logits.float() if config.loss == "mse" else logits.float().softmax(dim=1)
     return outputs - F.one_hot(labels, outputs.shape[1])
+
+
+@torch.no_grad()
+def predictions(model: nn.Module, inputs: Tensor, config: TrainConfig) -> Tensor:
+    """The class of the largest logit, int64 (n,), in evaluation mode; the model's own mode is put back."""
+    was_training = model.training
+    model.eval()
+    with forward_precision(config, inputs.device):
+        logits: Tensor = model(inputs)
+    model.train(was_training)
+    return logits.argmax(dim=1)

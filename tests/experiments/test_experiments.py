@@ -25,6 +25,7 @@ CONDITIONS = {
     "quickstart": ["model.activation", "model.init"],
     "activations": ["model.activation", "model.sigma_w", "train.lr"],
     "bias_variance": ["model.width", "data.label_noise"],
+    "depth_or_width": ["model.depth", "model.width", "train.lr"],
     "exploding_gradients": ["model.sigma_w", "model.cell", "model.forget_bias", "train.clip_norm"],
     "skip_connections": ["model.skip", "model.branch", "model.gate_bias", "model.bias"],
     "losses": ["train.loss", "model.head_bias", "train.lr"],
@@ -126,6 +127,9 @@ def _permuted(readings: pd.DataFrame, name: str, seed: int) -> pd.DataFrame:
         # a choice is as good as what it is made by is related to what it is judged by: one of them keeps its labels
         validation = readings["probe"] == "validation_error"
         return pd.concat([figures.permuted(readings[validation], columns, seed), readings[~validation]])
+    if name == "depth_or_width":
+        # everything is read of whole nets; runs that are drawn have the labels of runs that are counted
+        return figures.permuted(experiments.script(name).counted(readings), columns, seed)
     if "model.depth" not in columns:
         return figures.permuted(readings, columns, seed)
     # layers of a net cannot move to a net of another depth: depths are passed round by network readings alone

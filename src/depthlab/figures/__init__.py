@@ -7,9 +7,11 @@ from depthlab.figures.flow import draw_map, flow
 from depthlab.figures.heat import draw_heat, theory_over
 from depthlab.figures.importance import importance
 from depthlab.figures.intervals import Interval, interval, intervals, paired, slopes, summarize
+from depthlab.figures.plane import decisions, draw_decisions
 from depthlab.figures.predictions import (
     above_floor,
     backward_slopes,
+    model_of,
     predicted_backward,
     predicted_depth,
     trainable_depths,
@@ -34,8 +36,10 @@ __all__ = [
     "chapter",
     "claims_table",
     "csv",
+    "decisions",
     "decompose",
     "draw",
+    "draw_decisions",
     "draw_heat",
     "draw_map",
     "flow",
@@ -48,6 +52,7 @@ __all__ = [
     "legend_beside",
     "log_ticks",
     "markdown",
+    "model_of",
     "outcomes",
     "over_layers",
     "page",

@@ -43,6 +43,7 @@ QUANTITIES = {
     "validation_inactive_fraction": Scale("inactive share of units"),
     "reconstruction_error": Scale("share of variance lost", log=True),
     "train_loss": Scale("training loss"),
+    "linear_regions": Scale("linear regions", log=True),
 }
 """Axes of the probes; others are linear under their name, with spaces for underscores."""
 

@@ -2,8 +2,8 @@
 
 One row per run, step, layer and probe: `key` and `status` of the run, the settings that its experiment varies under
 their dotted names (`model.depth`, ..., always `seed`), `step` (updates done), `layer` and `depth` (weight layer counted
-from 1 at the input; "network" and 0 for the whole net; "test.17.3" and 0 for its output for class 3 on test image 17),
-`probe`, `value`.
+from 1 at the input; "network" and 0 for the whole net; "test.17.3" and 0 for its output for class 3 on test image 17,
+"plane.7.31" and 0 for its decision in column 7 and row 31 of a lattice of inputs), `probe`, `value`.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ from depthlab.config import (
     RunConfig,
     SweepConfig,
     TrainConfig,
+    TransferConfig,
     describe_fields,
     flat,
     from_mapping,
@@ -307,6 +308,10 @@ def recurrent(**factors: Any) -> ModelConfig:
     return ModelConfig(**{"family": "rnn", "depth": 2, "activation": "tanh", **factors})
 
 
+def pretrained_again(**transfer: Any) -> RunConfig:
+    return RunConfig(train=TrainConfig(pretraining_steps=5), transfer=TransferConfig(**transfer))
+
+
 def pretrained(**factors: Any) -> RunConfig:
     return RunConfig(model=ModelConfig(**factors), train=TrainConfig(pretraining_steps=5))
 
@@ -490,6 +495,13 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
             ("norm", "batch", "none"),
             ("dropconnect", 0.5, r"0\.0"),
         )
+    ),
+    *(
+        (
+            partial(pretrained_again, **transfer),
+            r"train\.pretraining_steps=5 would train blocks again .*; leave both out",
+        )
+        for transfer in ({"source": ("data.name:mnist",)}, {"trained": 0})
     ),
     (lambda: TrainConfig(warmup_steps=600), r"train\.warmup_steps=600 must be less than train\.steps=600"),
     (lambda: TrainConfig(milestones=(0.7, 0.5)), r"train\.milestones=\[0\.7, 0\.5\] must rise and lie between 0 and 1"),

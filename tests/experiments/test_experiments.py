@@ -127,10 +127,7 @@ def _permuted(readings: pd.DataFrame, name: str, seed: int) -> pd.DataFrame:
         # a choice is as good as what it is made by is related to what it is judged by: one of them keeps its labels
         validation = readings["probe"] == "validation_error"
         return pd.concat([figures.permuted(readings[validation], columns, seed), readings[~validation]])
-    if name == "depth_or_width":
-        # everything is read of whole nets; runs that are drawn have the labels of runs that are counted
-        return figures.permuted(experiments.script(name).counted(readings), columns, seed)
-    if "model.depth" not in columns:
+    if "model.depth" not in columns or not readings["depth"].any():
         return figures.permuted(readings, columns, seed)
     # layers of a net cannot move to a net of another depth: depths are passed round by network readings alone
     network = readings[readings["depth"] == 0]

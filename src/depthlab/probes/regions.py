@@ -40,7 +40,7 @@ def linear_regions(model: nn.Module, low: Sequence[float], high: Sequence[float]
     30 microseconds a region and layer.
 
     They are the *activation regions* of Hanin & Rolnick 2019 ("Deep ReLU networks have surprisingly few activation
-    patterns", definition 1); on each the net is linear. Montufar et al. 2014 (section 2) count the largest sets on
+    patterns"); on each the net is linear. Montufar et al. 2014 count the largest sets on
     which it is, which are fewer where a line bends nothing that reaches the output, as behind a layer of dead units.
     Raises ValueError for another net, or corners that span no area.
     """

@@ -50,7 +50,7 @@ def most_regions(widths: Sequence[int], inputs: int = 2) -> int:
 
 
 def foldable_regions(widths: Sequence[int], inputs: int = 2) -> int:
-    """Some relu net of these hidden widths, each >= inputs, has as many: Montufar et al. 2014, theorem 5.
+    """Some relu net of these hidden widths, each >= inputs, has as many: Montufar et al. 2014.
 
     prod_{l < L} floor(n_l / inputs)^inputs  sum_{j <= inputs} binom(n_L, j)
 
@@ -80,8 +80,8 @@ def expected_regions(
 
     Where z = 0 its gradient has the variances g along the circle about the origin and g (q - g |x|^2) / q across it.
     The formula of Kac and Rice integrates over place E|det(gradients of the two)| / (2 pi sqrt(q_l q_m)) for each pair
-    of neurons, and E|derivative along the boundary| / sqrt(2 pi q_l) for each neuron (Hanin & Rolnick 2019a, theorem 6,
-    do so at given weights; the fields of wide nets put numbers in). On a large square one pair of neurons crosses about
+    of neurons, and E|derivative along the boundary| / sqrt(2 pi q_l) for each neuron (so do Hanin & Rolnick 2019a,
+    who bound these densities; in wide nets they are known). On a large square one pair of neurons crosses about
     once, whichever layers they are in: N^2 / 2 for N neurons in all, and not exponential in depth (their 2019b).
     Exact for one hidden layer. Raises ValueError for widths below 1 or scales that are not positive.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from typing import TYPE_CHECKING
 
 from depthlab.config import PRUNERS, describe_fields
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 PLAIN = argparse.RawDescriptionHelpFormatter
+INDENT = " " * 6
 
 DESCRIPTION = "Trains deep networks, reads them layer by layer, and shows what depth does to them."
 EXAMPLES = """examples:
@@ -170,6 +172,7 @@ def _settings_help() -> str:
     for name, default, about in describe_fields():
         value = f"[{','.join(map(str, default))}]" if isinstance(default, tuple) else str(default)
         shown = {"None": "null", "True": "true", "False": "false"}.get(value, value)
-        lines.append(f"  {name}={shown if len(shown) < 30 else '[...]'}\n      {about}")
+        lines.append(f"  {name}={shown if len(shown) < 30 else '[...]'}")
+        lines += textwrap.wrap(about, 118, initial_indent=INDENT, subsequent_indent=INDENT, break_on_hyphens=False)
     lines.append("  device=auto\n      auto (CUDA where there is one), cpu, cuda or cuda:N")
     return "\n".join(lines)

@@ -222,6 +222,10 @@ def draw_counts(panel: Axes, rows: pd.DataFrame, *, log: bool) -> None:
     law = [units(part).iloc[0] ** 2 / 2 for part in of_net]
     panel.plot(depths, law, color="#777777", linewidth=0.9, linestyle=":", label="$N^2/2$ of $N$ hidden units")
     figures.log_ticks(panel, rows["model.depth"])
+    if log:
+        low, high = panel.get_ylim()
+        ticks = [value for value in (10, 30, 100, 300, 1000, 3000, 10_000) if low < value < high]
+        panel.set_yticks(ticks, [str(value) for value in ticks])
 
 
 def draw_decisions(panel: Axes, readings: pd.DataFrame, depth: int) -> None:

@@ -87,17 +87,19 @@ def test_no_comparison_survives_permuted_conditions(name):
     )
     statements = [claim.statement for claim in script.claims(readings)]
     survivors = [text for text, share in zip(statements, supported.mean(axis=0), strict=True) if share >= 0.5]
-    assert survivors == [text for text in statements if text in ABOUT_LAYERS.get(name, ())]
+    assert survivors == [text for text in statements if text in NOT_BETWEEN_NETS.get(name, ())]
 
 
-ABOUT_LAYERS = {
+NOT_BETWEEN_NETS = {
     "degradation": (
         "The deep plain net's gradients do not vanish, neither at initialization ...",
         "... nor after training: degradation is not vanishing.",
     ),
     "activations": ("Training saturates the first layer of sigmoid and tanh nets.",),
+    "cross_validation": ("The spread between folds understates how much the cross-validated error varies.",),
+    "depth_or_width": ("... and after it more than one layer of twenty can have.",),
 }
-"""Claims that compare layers or steps of one net, not nets: they are true of every net here, whatever its label."""
+"""Claims that compare layers, steps or folds of one net, or a net with a number: labels of nets do not decide them."""
 
 
 def test_claims_about_layers_fail_where_gradients_do_vanish():
@@ -107,7 +109,7 @@ def test_claims_about_layers_fail_where_gradients_do_vanish():
     vanishing = readings["value"] * 0.8 ** (readings["model.depth"] - readings["depth"])
     planted = readings.assign(value=readings["value"].where(readings["probe"] != "grad_norm", vanishing))
     verdicts = {claim.statement: claim.verdict for claim in script.claims(planted)}
-    assert [verdicts[statement] for statement in ABOUT_LAYERS["degradation"]] == ["not supported"] * 2
+    assert [verdicts[statement] for statement in NOT_BETWEEN_NETS["degradation"]] == ["not supported"] * 2
 
 
 def test_claims_about_training_fail_where_it_changes_nothing():
@@ -117,7 +119,27 @@ def test_claims_about_training_fail_where_it_changes_nothing():
     of_layer = readings.sort_values("step").groupby(["key", "layer", "probe"])["value"].transform("first")
     planted = readings.assign(value=readings["value"].where(readings["probe"] != "saturation", of_layer))
     verdicts = {claim.statement: claim.verdict for claim in script.claims(planted)}
-    assert [verdicts[statement] for statement in ABOUT_LAYERS["activations"]] == ["not supported"]
+    assert [verdicts[statement] for statement in NOT_BETWEEN_NETS["activations"]] == ["not supported"]
+
+
+def test_the_claim_about_pools_fails_where_all_are_alike():
+    """The cross-validated error of every pool is shifted to the same mean; the spread between its folds stays."""
+    script = experiments.script("cross_validation")
+    readings = figures.read(RESULTS / "cross_validation")
+    of_pool = readings.groupby(["probe", "train.weight_decay", "seed"])["value"].transform("mean")
+    planted = readings.assign(value=readings["value"] - of_pool + 0.2)
+    verdicts = {claim.statement: claim.verdict for claim in script.claims(planted)}
+    assert [verdicts[statement] for statement in NOT_BETWEEN_NETS["cross_validation"]] == ["not supported"]
+
+
+def test_the_claim_about_a_bound_fails_where_regions_stay_below_it():
+    script = experiments.script("depth_or_width")
+    readings = figures.read(RESULTS / "depth_or_width")
+    planted = readings.assign(
+        value=readings["value"].mask(readings["probe"] == "linear_regions", readings["value"] / 3)
+    )
+    verdicts = {claim.statement: claim.verdict for claim in script.claims(planted)}
+    assert [verdicts[statement] for statement in NOT_BETWEEN_NETS["depth_or_width"]] == ["not supported"]
 
 
 def _permuted(readings: pd.DataFrame, name: str, seed: int) -> pd.DataFrame:

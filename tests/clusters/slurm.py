@@ -203,7 +203,8 @@ def _of_node(spool: Path, node: str) -> list[int]:
             here = {f"SLURMD_NODENAME={node}".encode(), f"SLURM_CONF={spool.parent / 'slurm.conf'}".encode()}
             if here <= set(environment):
                 tasks.append(int(folder.name))
-    parents = {parent for parent in map(_parent, tasks) if parent > 1 and parent not in tasks}
+    # tasks that have outlived their parent are children of this process, which is not to kill itself
+    parents = {parent for parent in map(_parent, tasks) if parent not in (0, 1, os.getpid(), *tasks)}
     return [*parents, *tasks]
 
 

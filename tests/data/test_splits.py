@@ -210,7 +210,7 @@ def test_digits_are_those_of_scikit_learn_every_fifth_of_them_for_testing():
 
 def test_digits_are_found_where_scikit_learn_keeps_them_elsewhere(monkeypatch):
     usual = digits()
-    monkeypatch.setattr(metadata.Distribution, "locate_file", lambda self, path: Path("/absent") / path)
+    monkeypatch.setattr(metadata.PathDistribution, "locate_file", lambda self, path: Path("/absent") / path)
     moved = digits()
     assert np.array_equal(usual.train_images, moved.train_images)
     assert np.array_equal(usual.test_labels, moved.test_labels)

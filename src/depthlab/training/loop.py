@@ -181,21 +181,22 @@ def residuals(model: nn.Module, inputs: Tensor, labels: Tensor, config: TrainCon
     Outputs are what the loss squares: logits for mse, else probabilities, softmax(logits). Over models that were
     trained on different data, the mean of residuals is a bias and their spread a variance.
     """
-    was_training = model.training
-    model.eval()
-    with forward_precision(config, inputs.device):
-        logits = model(inputs)
-    model.train(was_training)
-    outputs: Tensor = logits.float() if config.loss == "mse" else logits.float().softmax(dim=1)
+    logits = _evaluated(model, inputs, config)
+    outputs = logits if config.loss == "mse" else logits.softmax(dim=1)
     return outputs - F.one_hot(labels, outputs.shape[1])
 
 
 @torch.no_grad()
 def predictions(model: nn.Module, inputs: Tensor, config: TrainConfig) -> Tensor:
     """The class of the largest logit, int64 (n,), in evaluation mode; the model's own mode is put back."""
+    return _evaluated(model, inputs, config).argmax(dim=1)
+
+
+def _evaluated(model: nn.Module, inputs: Tensor, config: TrainConfig) -> Tensor:
+    """Logits in evaluation mode, float32 (n, classes)."""
     was_training = model.training
     model.eval()
     with forward_precision(config, inputs.device):
         logits: Tensor = model(inputs)
     model.train(was_training)
-    return logits.argmax(dim=1)
+    return logits.float()

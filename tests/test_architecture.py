@@ -19,7 +19,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 FLOORS = [
-    {"config", "theory", "_torchvision"},
+    {"config", "theory", "_torchvision", "_processes"},
     {"nets", "data", "probes"},
     {"training", "diagnosis"},
     {"figures", "runs"},

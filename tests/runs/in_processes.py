@@ -67,6 +67,11 @@ def suspended(config: RunConfig, lease: float, started: Event, ended: Queue[str]
         ended.put(type(error).__name__)
 
 
+def environment_told(_config: RunConfig, _root: Path, _device: torch.device, _wait: bool) -> workers.Ended:
+    """Trains nothing, and tells of its process: a variable that tests set, and the CPU seconds that it took so far."""
+    return workers.Ended(False, f"{os.environ.get('TOLD')} {time.process_time()}")
+
+
 def killed_at_seed_1(config: RunConfig, root: Path, device: torch.device, wait: bool) -> workers.Ended:
     """Stands in for a run that wants more memory than there is: the system kills its process."""
     if config.seed == 1:

@@ -16,8 +16,19 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from in_processes import CPU, LONG, TRAIN_ONE, Command, is_alive, killed_at_once, killed_at_seed_1, on_a_full_disk
+from in_processes import (
+    CPU,
+    LONG,
+    TRAIN_ONE,
+    Command,
+    environment_told,
+    is_alive,
+    killed_at_once,
+    killed_at_seed_1,
+    on_a_full_disk,
+)
 
+from depthlab import _processes
 from depthlab.config import DataConfig, ProbesConfig, RunConfig, SweepConfig, TrainConfig
 from depthlab.figures.readings import conform, read, to_bytes
 from depthlab.runs import DiskFullError, Run, Status, StoreError, cost, execute, load_readings, sweep, workers
@@ -111,6 +122,19 @@ def test_workers_that_die_before_they_begin_end_the_sweep(tiny: RunConfig, monke
     assert all("killed before it could begin" in reason for _, reason in outcome.failures)
 
 
+def test_workers_have_imported_torch_and_see_the_environment_of_now(
+    tiny: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "_train_one", environment_told)
+    for value in ("first", "second"):
+        monkeypatch.setenv("TOLD", value)
+        outcome = sweep(seeds(tiny, 0), device=CPU, launch=SweepConfig(workers=1))
+        told, seconds = outcome.failures[0][1].split()[-2:]
+        assert told == value
+        if _processes.ARE_FORKED:
+            assert float(seconds) < 0.5  # of CPU time; importing torch takes three times that
+
+
 def test_a_full_disk_stops_the_sweep_and_loses_nothing(
     tiny: RunConfig, results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,6 +214,20 @@ def test_workers_end_when_the_sweep_is_killed(results: Path) -> None:
                 return
             time.sleep(0.1)
         raise AssertionError("workers go on without anybody to hear of it")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not _processes.ARE_FORKED, reason="workers are not forked here")
+def test_a_sweep_goes_on_without_the_process_that_workers_are_forked_from(results: Path) -> None:
+    with Command(2000) as command:
+        pids = command.pids(results)
+        origin = int(Path(f"/proc/{pids[0]}/stat").read_text().rpartition(")")[2].split()[1])
+        assert origin != command.process.pid
+        os.kill(origin, signal.SIGKILL)
+        _, error = command.process.communicate(timeout=LONG)
+    assert command.process.returncode == 0, error
+    runs = [Run(folder) for folder in (results / "runs").glob("*")]
+    assert [run.status() for run in runs] == [Status.DONE] * 2
 
 
 def gathered(configs: list[RunConfig], probes: list[str] | None = None) -> pd.DataFrame:

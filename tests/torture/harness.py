@@ -177,14 +177,21 @@ class Sweep:
 
 
 def children(pid: int) -> list[int]:
-    """Workers of a sweep: its child processes, but for multiprocessing's resource tracker."""
+    """Workers of a sweep: what was forked from its process for that, or spawned where nothing is forked."""
+    origins = set(_children(pid, b"multiprocessing.forkserver"))
+    forked = [worker for origin in origins for worker in _children(origin, b"multiprocessing.forkserver")]
+    return sorted(forked + _children(pid, b"spawn_main"))
+
+
+def _children(pid: int, command: bytes) -> list[int]:
+    """Child processes with this in their command line."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
             parent = int(stat.read_text().rpartition(")")[2].split()[1])
-            if parent == pid and b"spawn_main" in (stat.parent / "cmdline").read_bytes():
+            if parent == pid and command in (stat.parent / "cmdline").read_bytes():
                 found.append(int(stat.parent.name))
-    return sorted(found)
+    return found
 
 
 def complaints(results: Path, sweep: Sweep, code: int, kind: str) -> list[str]:

@@ -11,6 +11,7 @@ import pkgutil
 import sys
 from collections.abc import Sequence
 
+from depthlab import _processes
 from depthlab.cli import parser as command_line
 from depthlab.config import ConfigError
 
@@ -50,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    if _is_sweep_here(options):
+        _processes.warm_up()
     command = pkgutil.resolve_name(COMMANDS[options.command])
     from depthlab.data import DataError  # noqa: PLC0415 - torch, which --help does without
     from depthlab.runs import EngineError, StoreError  # noqa: PLC0415
@@ -63,3 +66,10 @@ def _run(options: argparse.Namespace) -> int:
         print(f"depthlab: {error}", file=sys.stderr)
         return 1
     return status
+
+
+def _is_sweep_here(options: argparse.Namespace) -> bool:
+    """Whether it is likely that a pool of this machine is to train: what else can be told takes importing torch."""
+    names = {text.partition("=")[0] for text in options.overrides}
+    is_sweep = options.command == "tune" or (options.command == "train" and (options.multirun or "experiment" in names))
+    return is_sweep and names.isdisjoint({"hydra/launcher", "sweep.engine"})

@@ -9,8 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, ClassVar
 
-STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
-"""Ctrl-C, what ends a job, and what Slurm sends before its time is up: --signal=USR1@60, or submitit's own USR2."""
+from depthlab._processes import STOPPING
 
 
 class Stop:
@@ -58,6 +57,23 @@ def interrupted_by_all() -> Iterator[None]:
     """Makes each of these signals raise KeyboardInterrupt, as Ctrl-C does."""
     with _handling(_interrupt):
         yield
+
+
+@contextmanager
+def interrupts_ignored() -> Iterator[None]:
+    """Ctrl-C reaches the workers as well; those started inside ignore it from their first moment on.
+
+    The parent alone answers it, and ends them. Only a main thread can set this; of another's workers each sets it
+    itself when it is up.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:

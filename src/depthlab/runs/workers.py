@@ -7,15 +7,15 @@ import multiprocessing.process
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 
 import torch
 
+from depthlab import _processes
 from depthlab.config import RunConfig, SweepConfig
 from depthlab.runs.engines.engine import Engine
 from depthlab.runs.engines.job import Ended, Result, train
@@ -50,12 +50,15 @@ class Workers(Engine):
 
     def _train_until_none_is_left(self, configs: Sequence[RunConfig], *, wait: bool) -> None:
         while left := self._train(configs, self._count, wait):
-            suspects = [config for config in left if Run.of(config).status() is Status.INTERRUPTED]
+            states = {config: Run.of(config).status() for config in left}
+            suspects = [config for config, state in states.items() if state is Status.INTERRUPTED]
+            alive = [config for config, state in states.items() if state is Status.RUNNING]
+            self._held += alive  # about to end, like those that were forked from a process that was killed
             for suspect in suspects:
                 if self._train([suspect], 1, wait):
                     self._tell(suspect, False, "failed: its process was killed, perhaps for want of memory")
-            configs = [config for config in left if config not in suspects]
-            if not suspects:
+            configs = [config for config in left if config not in (*suspects, *alive)]
+            if len(configs) == len(left):
                 for config in configs:
                     self._tell(config, False, "failed: its process was killed before it could begin")
                 return
@@ -65,13 +68,17 @@ class Workers(Engine):
         if not configs:
             return []
         others = set(multiprocessing.active_children())
-        context = multiprocessing.get_context("spawn")
         device = resolve_device(self._device)
-        shared = (self._threads, self._progress.steps, self._launch)
-        pool = ProcessPoolExecutor(count, mp_context=context, initializer=_prepare_worker, initargs=shared)
+        _processes.warm_up()
+        pool = ProcessPoolExecutor(
+            count,
+            mp_context=_processes.context(),
+            initializer=_prepare_worker,
+            initargs=(dict(os.environ), self._threads, self._progress.steps, self._launch),
+        )
         left = dict.fromkeys(configs)
         try:
-            with interrupts_ignored():
+            with _processes.signals_deferred():
                 futures = {
                     pool.submit(_train_one, config, runs_root(), device, wait_for_others): config for config in configs
                 }
@@ -113,27 +120,13 @@ def _result(future: Future[Ended]) -> Result:
         return error
 
 
-@contextmanager
-def interrupts_ignored() -> Iterator[None]:
-    """Ctrl-C reaches the workers as well; those started inside ignore it from their first moment on.
-
-    The parent alone answers it, and ends them. Only a main thread can set this; of another's workers each sets it
-    itself when it is up.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _prepare_worker(threads: int, steps: Synchronized[int], launch: SweepConfig) -> None:
+def _prepare_worker(
+    environment: Mapping[str, str], threads: int, steps: Synchronized[int], launch: SweepConfig
+) -> None:
     global _steps, _launch
     _steps, _launch = steps, launch
     prepare_worker(threads)
+    _processes.settle(environment)
 
 
 def prepare_worker(threads: int) -> None:

@@ -14,12 +14,12 @@ import torch
 
 from depthlab.config import ConfigError, Range, RunConfig, Value
 from depthlab.runs import DiskFullError, Run, Status, StoreError, execute
-from depthlab.runs.interrupts import Stop, Stopped, interrupted_by_all
+from depthlab.runs.interrupts import Stop, Stopped, interrupted_by_all, interrupts_ignored
 from depthlab.runs.locks import LeaseLostError
 from depthlab.runs.progress import tell
 from depthlab.runs.run import one_line
 from depthlab.runs.trial import is_evaluated
-from depthlab.runs.workers import REFRESH_EVERY, interrupts_ignored, prepare_worker, stop
+from depthlab.runs.workers import REFRESH_EVERY, prepare_worker, stop
 from depthlab.training import prepare_process
 from depthlab.tuning.progress import Progress
 from depthlab.tuning.study import MOST_LOST, Study, Trial

@@ -18,10 +18,10 @@ from joblib.externals.loky.process_executor import BrokenProcessPool
 
 from depthlab.config import RunConfig
 from depthlab.runs.engines.job import Job, Result
-from depthlab.runs.interrupts import Stopped
+from depthlab.runs.interrupts import Stopped, interrupts_ignored
 from depthlab.runs.progress import tell
 from depthlab.runs.store import DiskFullError, Run, Status, StoreError
-from depthlab.runs.workers import ASK_AGAIN_AFTER, REFRESH_EVERY, Workers, interrupts_ignored
+from depthlab.runs.workers import ASK_AGAIN_AFTER, REFRESH_EVERY, Workers
 
 Ended = queue.SimpleQueue[tuple[int, Result] | BaseException | None]
 """Number and result of runs as they end; an error of joblib's; None when there is nothing more to come."""

@@ -19,10 +19,9 @@ import submitit
 from depthlab.config import ConfigError, RunConfig
 from depthlab.runs.engines.engine import Engine, EngineError
 from depthlab.runs.engines.job import Job, Result
-from depthlab.runs.interrupts import Stopped
+from depthlab.runs.interrupts import Stopped, interrupts_ignored
 from depthlab.runs.progress import tell
 from depthlab.runs.store import DiskFullError, results_root, writing
-from depthlab.runs.workers import interrupts_ignored
 
 LOOK_EVERY = 1.0
 """Seconds between looks at what jobs have left."""

@@ -53,6 +53,8 @@ DEFAULTS = {
     "data.cutout": 0,
     "data.label_noise": 0.0,
     "model.family": "mlp",
+    "model.architecture": "resnet18",
+    "model.image_size": None,
     "model.depth": 20,
     "model.width": 100,
     "model.cell": "rnn",
@@ -150,6 +152,8 @@ OTHERS: dict[str, list[Any]] = {
     "data.cutout": [0, 8],
     "data.label_noise": [0.0, 0.5],
     "model.family": list(names.FAMILIES),
+    "model.architecture": ["resnet18", "vgg11"],
+    "model.image_size": [None, 32, 224],
     "model.depth": [20, 8, 14],
     "model.width": [100, 16],
     "model.cell": list(names.CELLS),
@@ -258,6 +262,7 @@ def built(mapping: dict[str, Any]) -> RunConfig:
 def test_each_field_enters_the_key(name: str) -> None:
     """Alone, beside the settings that it needs to have an effect at all."""
     gaussian, normalized = {"model.init": "gaussian"}, {"model.norm": "batch"}
+    of_torchvision = {"model.family": "torchvision"}
     recurrent_net = {"model.family": "rnn", "model.depth": 2, "model.activation": "tanh"}
     needed = {
         "data.part": {"data.train_size": 200},
@@ -270,6 +275,8 @@ def test_each_field_enters_the_key(name: str) -> None:
         "train.corruption": {"train.pretraining_steps": 50},
         "data.fold": {"data.folds": 5},
         "model.branch": {"model.skip": "residual"},
+        "model.architecture": of_torchvision,
+        "model.image_size": of_torchvision,
         "model.cell": recurrent_net,
         "model.forget_bias": {**recurrent_net, "model.cell": "gru"},
         "model.gate_bias": {"model.skip": "highway"},
@@ -321,7 +328,52 @@ def points(*probes: str, model: ModelConfig | None = None) -> RunConfig:
     return RunConfig(data=DataConfig(name="spirals"), model=model or ModelConfig(), probes=ProbesConfig(names=probes))
 
 
+def of_torchvision(**factors: Any) -> ModelConfig:
+    return ModelConfig(**{"family": "torchvision", **factors})
+
+
+def from_torchvision(*source: str, family: str = "torchvision", **settings: Any) -> RunConfig:
+    return RunConfig(model=ModelConfig(family=family), transfer=TransferConfig(source=source, **settings))
+
+
 REFUSED: list[tuple[Callable[[], Any], str]] = [
+    (
+        lambda: ModelConfig(architecture="vgg11"),
+        r"architecture=vgg11 has no effect with model\.family=mlp; leave it at r",
+    ),
+    (
+        lambda: ModelConfig(image_size=32),
+        r"image_size=32 has no effect .* leave it at null, or choose model\.family=torc",
+    ),
+    (
+        lambda: of_torchvision(depth=8),
+        r"model\.depth=8 has no effect with model\.family=torchvision; leave it at 20, or",
+    ),
+    (
+        lambda: of_torchvision(bias=False),
+        r"model\.bias=false has no effect .* leave it at true, or choose another family",
+    ),
+    (lambda: of_torchvision(sigma_w=1.5), r"model\.sigma_w=1\.5 has no effect .* leave it at null"),
+    (lambda: of_torchvision(init="lsuv"), r"model\.init=lsuv has no effect with model\.family=torchvision"),
+    (lambda: of_torchvision(image_size=0), r"model\.image_size=0 must be at least 1"),
+    (
+        lambda: RunConfig(model=of_torchvision(), train=TrainConfig(activation_checkpointing=True)),
+        r"train\.activation_checkpointing=true .* model\.family=torchvision has none; set it to false",
+    ),
+    (
+        lambda: from_torchvision("torchvision:IMAGENET1K_V1", family="mlp"),
+        r"holds weights of a model of torchvision, and the network is model\.family=mlp; set model\.family=torchvision",
+    ),
+    (lambda: from_torchvision("torchvision:DEFAULT"), r"means other weights in other versions .*; name them, such as"),
+    (lambda: from_torchvision("torchvision:imagenet"), r"torchvision:imagenet and 0 other parts; give torchvision:WEI"),
+    (
+        lambda: from_torchvision("torchvision:IMAGENET1K_V1", "data.name:mnist"),
+        r"torchvision:IMAGENET1K_V1 and 1 other parts; give torchvision:WEIGHTS alone",
+    ),
+    (
+        lambda: RunConfig(data=DataConfig(name="spirals"), model=of_torchvision()),
+        r"model\.family=torchvision has nothing to go along in spirals",
+    ),
     (lambda: from_mapping({"modle": {}}), r"modle is not a setting; did you mean model\?"),
     (lambda: from_mapping({"model": {"dept": 3}}), r"model\.dept is not a setting; did you mean model\.depth\?"),
     (lambda: from_mapping({"zzz": 3}), r"^zzz is not a setting$"),
@@ -583,13 +635,36 @@ def test_of_a_file_the_content_is_in_the_key_and_the_place_is_not() -> None:
     assert key("a.pt", "0") == key("/b/c.pt", "0") != key("a.pt", "1")
 
 
+def test_every_factor_of_the_other_families_is_refused_of_a_model_of_torchvision() -> None:
+    for name in (name for name in OTHERS if name.startswith("model.")):
+        other = next(value for value in OTHERS[name] if value != DEFAULTS[name])
+        settings = {"model.family": "torchvision", name: other}
+        if name in ("model.family", "model.architecture", "model.image_size"):
+            from_mapping(nested(settings))
+            continue
+        with pytest.raises(ConfigError, match=rf"^model\.{name[6:]}=.* has no effect with model\.family=torchvision"):
+            from_mapping(nested(settings))
+
+
+def test_the_name_of_weights_of_torchvision_is_in_the_key() -> None:
+    first, second = (from_torchvision(f"torchvision:IMAGENET1K_{version}") for version in ("V1", "V2"))
+    assert len({first.key(), second.key(), RunConfig(model=of_torchvision()).key()}) == 3
+    assert first.key() == "5aa7ed5f3b5e54b2"
+    assert first.source() is None
+
+
+def test_only_the_network_tells_how_many_blocks_a_model_of_torchvision_has() -> None:
+    assert of_torchvision().blocks is None
+    assert from_torchvision("torchvision:IMAGENET1K_V1", copied=1000).transfer.copied == 1000
+
+
 @pytest.mark.parametrize(("depth", "skip", "blocks"), [(2, "none", 1), (5, "none", 4), (8, "residual", 4)])
 def test_the_stem_counts_as_a_block_and_the_head_does_not(depth: int, skip: str, blocks: int) -> None:
     from depthlab.nets import build
 
     config = ModelConfig(depth=depth, skip=skip)
     net = build(config, channels=1, size=8, classes=10, seed=0)
-    assert config.blocks == blocks == 1 + len(net.blocks)
+    assert config.blocks == blocks == len(net.block_names())
 
 
 @pytest.mark.parametrize("classes", [(1,), (1, 1), (1, 10), (-1, 2)])

@@ -55,10 +55,11 @@ def _run(options: argparse.Namespace) -> int:
         _processes.warm_up()
     command = pkgutil.resolve_name(COMMANDS[options.command])
     from depthlab.data import DataError  # noqa: PLC0415 - torch, which --help does without
+    from depthlab.nets import WeightsError  # noqa: PLC0415
     from depthlab.runs import EngineError, StoreError  # noqa: PLC0415
 
     # faults of files and folders, told in one line; anything else is a defect and shows its traceback
-    expected = (DataError, StoreError, EngineError, PermissionError)
+    expected = (DataError, WeightsError, StoreError, EngineError, PermissionError)
     try:
         status: int = command(options)
         sys.stdout.flush()

@@ -5,9 +5,10 @@ Names that appear here as choices are the keys of dict literals in `nets`; a tes
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, fields
 
-from depthlab.config.fields import ConfigError, check_fields, choice, flag, number
+from depthlab.config.fields import ConfigError, check_fields, choice, flag, number, text
 
 ACTIVATIONS = (
     *("sigmoid", "tanh", "relu", "leaky_relu", "very_leaky_relu"),
@@ -19,7 +20,9 @@ NORMS = ("none", "batch", "layer", "group", "rms")
 SKIPS = ("none", "residual", "preactivation", "highway")
 BRANCHES = ("standard", "rezero", "fixup")
 INITS = ("torch_default", "xavier", "he", "orthogonal", "delta_orthogonal", "gaussian", "lsuv")
-FAMILIES = ("mlp", "cnn", "rnn")
+FAMILIES = ("mlp", "cnn", "rnn", "torchvision")
+OF_TORCHVISION = ("architecture", "image_size")
+"""Fields of family=torchvision, which has no others, as no others have them."""
 CELLS = ("rnn", "lstm", "gru")
 
 GATE_BIAS = -2.0
@@ -31,7 +34,13 @@ class ModelConfig:
     """A point of skip x norm x init x activation, at a depth and a width."""
 
     family: str = choice(
-        "mlp", FAMILIES, "fully connected, He et al.'s CIFAR convolutional family, or recurrent over rows"
+        "mlp",
+        FAMILIES,
+        "fully connected, He et al.'s CIFAR convolutional family, recurrent over rows, torchvision's",
+    )
+    architecture: str = text("resnet18", "family=torchvision: which of torchvision's classification models")
+    image_size: int | None = number(
+        None, "family=torchvision: pixels a side to which images are resized (null: as they are)", low=1
     )
     depth: int = number(20, "number of weight layers from input to logits (gates and shortcuts not counted)", low=2)
     width: int = number(100, "units of an MLP's hidden layers or of a cell; channels of a CNN's first stage", low=1)
@@ -57,6 +66,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "model")
+        self._check_torchvision()
         self._check_recurrence()
         if self.family == "cnn":
             self._check_cnn_depth()
@@ -114,6 +124,20 @@ class ModelConfig:
                 f"model.norm=none, an init other than lsuv, and model.head_gain=1"
             )
 
+    def _check_torchvision(self) -> None:
+        """Factors of the other families are, in models of torchvision, as torchvision made them."""
+        of_torchvision = self.family == "torchvision"
+        for item in fields(self):
+            given = getattr(self, item.name)
+            if item.name == "family" or given == item.default or (item.name in OF_TORCHVISION) == of_torchvision:
+                continue
+            given, default = (value if isinstance(value, str) else json.dumps(value) for value in (given, item.default))
+            other = "another family, such as cnn" if of_torchvision else "model.family=torchvision"
+            raise ConfigError(
+                f"model.{item.name}={given} has no effect with model.family={self.family}; leave it at {default}, or "
+                f"choose {other}"
+            )
+
     def _check_recurrence(self) -> None:
         """What only a recurrent net has, and what it has not."""
         if self.forget_bias and (self.cell == "rnn" or not self.bias):
@@ -152,8 +176,18 @@ class ModelConfig:
             )
 
     @property
-    def blocks(self) -> int:
-        """How many blocks come before the head, the stem counted as one, though that of family=rnn has no weights."""
+    def convolves(self) -> bool:
+        """Whether it is made of convolutions, or of layers as large as theirs, on which several threads can work."""
+        return self.family in ("cnn", "torchvision")
+
+    @property
+    def blocks(self) -> int | None:
+        """How many blocks come before the head, the stem counted as one, though that of family=rnn has no weights.
+
+        None: only the network tells, as that of family=torchvision.
+        """
+        if self.family == "torchvision":
+            return None
         if self.family == "rnn":
             return 2
         return self.depth - 1 if self.skip == "none" else 1 + (self.depth - 2) // 2

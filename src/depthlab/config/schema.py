@@ -63,10 +63,10 @@ class RunConfig:
                 f"model.stages={self.model.stages} halves {self.data.name} images of {facts.size} pixels to nothing; "
                 f"choose at most {facts.size.bit_length()} stages"
             )
-        if self.model.family == "rnn" and self.train.activation_checkpointing:
+        if self.model.family in ("rnn", "torchvision") and self.train.activation_checkpointing:
             raise ConfigError(
-                "train.activation_checkpointing=true keeps what enters segments of blocks, and model.family=rnn has "
-                "none; set it to false"
+                f"train.activation_checkpointing=true keeps what enters segments of blocks that are called one by one, "
+                f"and model.family={self.model.family} has none; set it to false"
             )
         if self.model.family == "rnn" and "validation_inactive_fraction" in self.probes.names:
             raise ConfigError(
@@ -78,13 +78,13 @@ class RunConfig:
 
     def _check_transfer(self) -> None:
         transfer, blocks = self.transfer, self.model.blocks
-        for name in ("copied", "trained"):
-            count = getattr(transfer, name)
-            if count is not None and count > blocks:
-                raise ConfigError(
-                    f"transfer.{name}={count} is more than the {blocks} blocks that the network has before its head; "
-                    f"choose at most {blocks}"
-                )
+        if blocks is not None:
+            transfer.check_blocks(blocks)
+        if "torchvision" in transfer.parts and self.model.family != "torchvision":
+            raise ConfigError(
+                f"transfer.source={list(transfer.source)} holds weights of a model of torchvision, and the network is "
+                f"model.family={self.model.family}; set model.family=torchvision and model.architecture"
+            )
         if transfer.source and self.model.init == "lsuv":
             raise ConfigError(
                 "model.init=lsuv rescales all layers and would undo transfer.source; choose model.init=orthogonal, and "
@@ -116,7 +116,8 @@ class RunConfig:
                     f"train.pretraining_steps={self.train.pretraining_steps} trains plain fully connected layers, and "
                     f"model.{name}={given} is none of these; choose model.{name}={only}, or train.pretraining_steps=0"
                 )
-        if self.transfer.source or self.transfer.frozen_of(self.model.blocks):
+        blocks = self.model.blocks
+        if self.transfer.source or (blocks is not None and self.transfer.frozen_of(blocks)):
             raise ConfigError(
                 f"train.pretraining_steps={self.train.pretraining_steps} would train blocks again that transfer.source "
                 f"has copied or transfer.trained has frozen; leave both out, or pre-train the source: "

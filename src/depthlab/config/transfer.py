@@ -11,8 +11,11 @@ from typing import Any
 from depthlab.config.fields import ConfigError, check_fields, choice, number
 
 HEADS = ("linear", "mlp")
+NAMED = frozenset({"run", "file", "torchvision"})
+"""Parts that name weights; a source without them is settings of a run."""
 KEY = re.compile(r"[0-9a-f]{16}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
+WEIGHTS = re.compile(r"[A-Z][A-Z0-9_]*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +28,9 @@ class TransferConfig:
     source: tuple[str, ...] = field(
         default=(),
         metadata={
-            "about": "whose last weights are taken: [run:KEY], [file:PATH,sha256:HEX], or settings of a run of this "
-            "model and seed, trained first if missing, such as [data.name:mnist,train.steps:600]"
+            "about": "whose last weights are taken: [run:KEY], [file:PATH,sha256:HEX], [torchvision:WEIGHTS] such as "
+            "IMAGENET1K_V1, or settings of a run of this model and seed, trained first if missing, such as "
+            "[data.name:mnist,train.steps:600]"
         },
     )
     copied: int | None = number(
@@ -64,13 +68,16 @@ class TransferConfig:
 
     @property
     def parts(self) -> dict[str, str]:
-        """The source's parts by name: {"run": KEY}, {"file": PATH, "sha256": HEX}, or settings; empty: no source."""
+        """The source's parts by name; empty: no source.
+
+        {"run": KEY}, {"file": PATH, "sha256": HEX}, {"torchvision": WEIGHTS}, or settings.
+        """
         return {name: value for name, _, value in (item.partition(":") for item in self.source)}
 
     @property
     def settings(self) -> dict[str, Any] | None:
         """The settings of the source as nested mappings, where it is given by them."""
-        if not self.source or {"run", "file"} & set(self.parts):
+        if not self.source or NAMED & set(self.parts):
             return None
         nested: dict[str, Any] = {}
         for name, text in self.parts.items():
@@ -80,6 +87,16 @@ class TransferConfig:
                 inner = inner.setdefault(step, {})
             inner[last] = _value(text)
         return nested
+
+    def check_blocks(self, blocks: int) -> None:
+        """Raises ConfigError unless a network that has so many blocks before its head has those that are counted."""
+        for name in ("copied", "trained"):
+            count = getattr(self, name)
+            if count is not None and count > blocks:
+                raise ConfigError(
+                    f"transfer.{name}={count} is more than the {blocks} blocks that the network has before its head; "
+                    f"choose at most {blocks}"
+                )
 
     def copied_of(self, blocks: int) -> int:
         """How many blocks are copied of a network that has so many before its head."""
@@ -102,7 +119,7 @@ def _canonical(source: tuple[str, ...]) -> tuple[str, ...]:
             )
         named[name] = text
     _check(named)
-    if not {"run", "file"} & set(named):
+    if not NAMED & set(named):
         named = {name: _text(_value(text)) for name, text in named.items()}
     return tuple(f"{name}:{named[name]}" for name in sorted(named))
 
@@ -120,13 +137,30 @@ def _check(named: Mapping[str, str]) -> None:
                 "transfer.source of a file is [file:PATH,sha256:HEX] with the 64 digits that sha256sum PATH tells: the "
                 "file's content says what the run gives, and its name does not"
             )
+    elif "torchvision" in names:
+        _check_torchvision(named)
     elif names and "run" not in names and "data.name" not in names:
         raise ConfigError(
-            f"transfer.source={list(named)} does not say what was trained on; add data.name:NAME, or give run:KEY"
+            f"transfer.source={list(named)} does not say what was trained on; add data.name:NAME, or give run:KEY "
+            f"or torchvision:WEIGHTS"
         )
     if wrong := [name for name in named if name.startswith("transfer.")]:
         raise ConfigError(
             f"transfer.source holds {wrong[0]}; a source that is itself a transfer is given as run:KEY, trained before"
+        )
+
+
+def _check_torchvision(named: Mapping[str, str]) -> None:
+    weights = named["torchvision"]
+    if set(named) != {"torchvision"} or not WEIGHTS.fullmatch(weights):
+        raise ConfigError(
+            f"transfer.source has torchvision:{weights} and {len(named) - 1} other parts; give torchvision:WEIGHTS "
+            f"alone, with the name that torchvision has for weights of model.architecture, such as IMAGENET1K_V1"
+        )
+    if weights == "DEFAULT":
+        raise ConfigError(
+            "transfer.source=[torchvision:DEFAULT] means other weights in other versions of torchvision, and a run's "
+            "key cannot say which; name them, such as torchvision:IMAGENET1K_V1"
         )
 
 

@@ -3,6 +3,7 @@
 from depthlab.data.augment import cut_out, normalize, shift_and_flip
 from depthlab.data.batches import Batches, evaluation_batches
 from depthlab.data.prepared import DataError, data_root
+from depthlab.data.pretrained import pretrained_file
 from depthlab.data.splits import Images, Splits, load
 
 __all__ = [
@@ -15,5 +16,6 @@ __all__ = [
     "evaluation_batches",
     "load",
     "normalize",
+    "pretrained_file",
     "shift_and_flip",
 ]

@@ -29,6 +29,9 @@ SOURCES = {
 PATIENCE = 15.0
 """Seconds without an answer from a server after which it is given up."""
 
+NO_ANSWER = (RuntimeError, OSError, http.client.HTTPException)
+"""What is raised where a file cannot be downloaded, or is another one than it should be."""
+
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NO_ACCESS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
 
@@ -41,7 +44,7 @@ def prepared_file(name: str) -> Path:
     """
     root = data_root()
     path = root / f"{name}.npz"
-    with _folder_faults(root, name):
+    with folder_faults(root, name):
         if not path.exists():
             root.mkdir(parents=True, exist_ok=True)
             _convert(name, root, path)
@@ -62,8 +65,8 @@ def _convert(name: str, root: Path, path: Path) -> None:
             prepared = read_torchvision(name, work)
         except ImportError as error:
             raise DataError(f"{error}\nor copy a prepared {path.name} to {path}") from None
-        except (RuntimeError, OSError, http.client.HTTPException) as error:
-            if isinstance(error, OSError) and error.errno in NO_SPACE | NO_ACCESS:
+        except NO_ANSWER as error:
+            if is_of_the_folder(error):
                 raise
             raise _no_download(name, path, found, error) from None
         write_prepared(work / path.name, prepared)
@@ -73,7 +76,7 @@ def _convert(name: str, root: Path, path: Path) -> None:
 def read_torchvision(name: str, root: Path) -> Prepared:
     """The data set from torchvision's files below root, which are downloaded if they are not there, and verified."""
     source = getattr(import_torchvision().datasets, SOURCES[name][0])
-    with _patience():
+    with patience():
         train, test = (source(root, train=part, download=True) for part in (True, False))
     # torchvision calls the classes of MNIST "0 - zero".
     classes = tuple(word.split(" - ")[0] for word in train.classes)
@@ -95,7 +98,8 @@ def _copy_downloads(name: str, root: Path, work: Path) -> list[Path]:
 
 
 @contextlib.contextmanager
-def _patience() -> Iterator[None]:
+def patience() -> Iterator[None]:
+    """What is downloaded meanwhile is given up after PATIENCE seconds without an answer."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(PATIENCE)  # torchvision sets none, and would wait for minutes
     try:
@@ -113,8 +117,13 @@ def _no_download(name: str, path: Path, found: list[Path], error: Exception) -> 
     )
 
 
+def is_of_the_folder(error: Exception) -> bool:
+    """Whether the disk or a folder is at fault, and no network."""
+    return isinstance(error, OSError) and error.errno in NO_SPACE | NO_ACCESS
+
+
 @contextlib.contextmanager
-def _folder_faults(root: Path, name: str) -> Iterator[None]:
+def folder_faults(root: Path, name: str) -> Iterator[None]:
     """Turns what the file system refuses into a DataError."""
     try:
         yield

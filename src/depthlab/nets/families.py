@@ -1,9 +1,9 @@
-"""Whole networks: stem, blocks and head of the three families."""
+"""Whole networks: stem, blocks and head of the families that are made here."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Self
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,33 +12,29 @@ from depthlab.config import ModelConfig, stream_seed
 from depthlab.nets.blocks import BLOCKS, plain
 from depthlab.nets.initialization import initialize
 from depthlab.nets.layers import Hop, Parts, chain
+from depthlab.nets.network import Network
 from depthlab.nets.recomputation import apply_in_segments
 from depthlab.nets.recurrence import Rows, recurrence
+from depthlab.nets.torchvision_models import torchvision_net
 
 
-class Net(nn.Module):
+class Net(Network):
     """Images (b, channels, size, size) -> logits (b, classes), through `stem`, `blocks` and `head`.
 
     Modules are registered in the order in which data flows. Weight layers are named stem.linear,
     blocks.3.linear (plain), blocks.3.first.linear and blocks.3.second.linear (with a skip), blocks.3.gate (highway)
     and head.linear; in a CNN `conv` stands for `linear` before the head. A recurrent net has blocks.0.cell and
     head.linear. A head of two layers has head.hidden as well.
-
-    frozen: how many blocks, the stem first, stay in evaluation mode (see `freeze`).
     """
 
     def __init__(self, stem: nn.Sequential, blocks: nn.Sequential, head: nn.Sequential) -> None:
         super().__init__()
         self.stem, self.blocks, self.head = stem, blocks, head
-        self.frozen = 0
         self._have_buffers = next(blocks.buffers(), None) is not None
 
-    def train(self, mode: bool = True) -> Self:
-        """Training or evaluation mode; blocks that are frozen are always in the latter."""
-        super().train(mode)
-        for block in [self.stem, *self.blocks][: self.frozen]:
-            block.eval()
-        return self
+    def block_names(self) -> list[tuple[str, ...]]:
+        """The stem, then each of `blocks`."""
+        return [("stem",), *((f"blocks.{index}",) for index in range(len(self.blocks)))]
 
     def forward(self, images: Tensor, *, activation_checkpointing: bool = False) -> Tensor:
         """Logits (b, classes) of images (b, channels, size, size).
@@ -54,24 +50,27 @@ class Net(nn.Module):
         return logits
 
 
-def build(config: ModelConfig, *, channels: int, size: int, classes: int, seed: int, head: str = "linear") -> Net:
+def build(config: ModelConfig, *, channels: int, size: int, classes: int, seed: int, head: str = "linear") -> Network:
     """The network of a configuration, for float images (b, channels, size, size), in float32 on the CPU.
 
     mlp: images are flattened. cnn: the CIFAR family of He et al. 2015, section 4.2, with parameter-free shortcuts:
     3x3 convolutions, `stages` stages of which each but the first halves the resolution and doubles the channels,
     global average pooling. Its published nets are those with bias=false, norm=batch and width=16. rnn: a cell reads
-    rows from top to bottom, all channels of one at a time, and the head its last state.
+    rows from top to bottom, all channels of one at a time, and the head its last state. torchvision: a classification
+    model of torchvision's, whole but for its head (see `TorchvisionNet`), with weights as torchvision draws them.
 
     Weights are drawn from the stream "init" of the seed, from stem to head: nets of equal seed that differ in depth or
     skip share the weights of their first layers. torch's random state is left as it was.
 
     head: linear, one weight layer; mlp, two of them, of which the first is as wide as the features.
     """
-    parts = Parts(config)
+    begin = partial(torch.default_generator.manual_seed, stream_seed(seed, "init"))  # torch's own would reseed GPUs too
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        net = FAMILIES[config.family](parts, channels, size, classes, head)
-        torch.default_generator.manual_seed(stream_seed(seed, "init"))  # torch.manual_seed would reseed GPUs as well
-        initialize(net, config)
+        begin()
+        net = FAMILIES[config.family](Parts(config), channels, size, classes, head)
+        if config.family != "torchvision":  # whose weights are drawn as it is made
+            begin()
+            initialize(net, config)
     return net
 
 
@@ -97,7 +96,16 @@ def _rnn(parts: Parts, channels: int, size: int, classes: int, head: str) -> Net
     return Net(chain(rows=Rows()), nn.Sequential(block), _head(parts, config.width, classes, head))
 
 
-FAMILIES: dict[str, Callable[[Parts, int, int, int, str], Net]] = {"mlp": _mlp, "cnn": _cnn, "rnn": _rnn}
+def _torchvision(parts: Parts, channels: int, size: int, classes: int, head: str) -> Network:
+    return torchvision_net(parts.config, channels=channels, size=size, classes=classes, head=head)
+
+
+FAMILIES: dict[str, Callable[[Parts, int, int, int, str], Network]] = {
+    "mlp": _mlp,
+    "cnn": _cnn,
+    "rnn": _rnn,
+    "torchvision": _torchvision,
+}
 
 
 def _cnn_hops(widths: list[int], layers_a_stage: int) -> Iterator[Hop]:

@@ -123,9 +123,11 @@ def source_of(config: RunConfig, root: Path | None = None) -> RunConfig | None:
 
 
 def _given_weights(config: RunConfig, root: Path | None, *, stop: Stop | None, **how: Any) -> weights.Weights | None:
-    """What a run starts from: of a file, or of another run, which is trained here if its weights are not there."""
+    """What a run starts from: of a file, of torchvision, or of another run, which is trained here if it is missing."""
     if "file" in (parts := config.transfer.parts):
         return weights.in_file(Path(parts["file"]).expanduser(), parts["sha256"])
+    if "torchvision" in parts:
+        return weights.of_torchvision(config.model.architecture, parts["torchvision"])
     source = source_of(config, root)
     if source is None:
         return None

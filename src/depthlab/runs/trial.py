@@ -67,12 +67,14 @@ class Trial:
             seed=config.seed,
             head=config.transfer.head,
         )
-        copied = config.transfer.copied_of(config.model.blocks)
+        blocks = len(model.block_names())
+        config.transfer.check_blocks(blocks)
+        copied = config.transfer.copied_of(blocks)
         if weights is not None:
             nets.copy_blocks(model, weights.state, copied)
-        nets.freeze(model, config.transfer.frozen_of(config.model.blocks))
+        nets.freeze(model, config.transfer.frozen_of(blocks))
         self.model = model.to(device)
-        if config.model.family == "cnn":
+        if config.model.convolves:
             # a third of the step time of small convolutions on the CPU
             self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.batches = data.Batches(

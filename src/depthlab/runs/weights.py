@@ -1,4 +1,4 @@
-"""The last weights of a run, kept beside its readings where somebody wants them, and those of files.
+"""The last weights of a run, kept beside its readings where somebody wants them, those of files, and torchvision's.
 
 A kept file is one of torch behind a line with its checksum, like a checkpoint. Loading weights executes nothing.
 """
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from depthlab import data, nets
 from depthlab.runs.progress import tell
 from depthlab.runs.store import Run, StoreError, replacing
 
@@ -73,6 +74,22 @@ def in_file(path: Path, sha256: str) -> Weights:
             f"{path} has the checksum {found}, not {sha256}: it is another file than the run was declared with; "
             f"find that one, or declare the run with sha256:{found}"
         )
+    return Weights(_state(content, path), str(path), sha256)
+
+
+def of_torchvision(architecture: str, name: str) -> Weights:
+    """The weights of that name that torchvision has for an architecture, downloaded if they are not there.
+
+    ConfigError if torchvision does not know the one or the other, DataError if the file cannot be had or is damaged,
+    StoreError if it holds no state dict.
+    """
+    path, content = data.pretrained_file(nets.weights_url(architecture, name))
+    origin = f"torchvision {architecture} {name}"
+    return Weights(_state(content, path), origin, hashlib.sha256(content).hexdigest())
+
+
+def _state(content: bytes, path: Path) -> Mapping[str, Tensor]:
+    """The state dict in the content of a file."""
     payload = content.partition(b"\n")[2] if content.startswith(MAGIC) else content
     try:
         state: Any = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
@@ -85,7 +102,7 @@ def in_file(path: Path, sha256: str) -> Weights:
         state = state["weights"]
     if not isinstance(state, dict) or not all(isinstance(each, Tensor) for each in state.values()):
         raise StoreError(f"{path} holds no state dict; write it anew with torch.save(model.state_dict(), PATH)")
-    return Weights(state, str(path), sha256)
+    return state
 
 
 def _bytes(path: Path) -> bytes:

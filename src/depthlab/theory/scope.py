@@ -11,12 +11,17 @@ from depthlab.theory.expectation import mean_square, mean_value
 def check_applies(*, norm: str, skip: str, dropout: float = 0.0, family: str = "mlp") -> None:
     """Raises ValueError unless the formulas for plain nets hold: norm "none", skip "none", no dropout, no recurrence.
 
-    The weights must also be independent with variance sigma_w^2 / fan_in; of orthogonal weights the same means hold.
+    No net of torchvision's is plain. The weights must also be independent with variance sigma_w^2 / fan_in; of
+    orthogonal weights the same means hold.
     """
     if family == "rnn":
         raise ValueError(
             "family='rnn' is deep in time, not in layers; predict plain cells with time_profile(drive, activation=..., "
             "sigma_w=...), or measure without a predicted line"
+        )
+    if family == "torchvision":
+        raise ValueError(
+            "family='torchvision' has no prediction here: its nets are not plain; measure without a predicted line"
         )
     if skip != "none":
         raise ValueError(

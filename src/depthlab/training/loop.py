@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from depthlab.config import ProbesConfig, TrainConfig, stream_seed
 from depthlab.data import Batches
-from depthlab.nets import STOCHASTIC, allocate_gradients
+from depthlab.nets import allocate_gradients, is_random
 from depthlab.probes import Reading, Row
 from depthlab.training.optimizers import build_optimizer, set_learning_rate
 
@@ -64,13 +64,13 @@ def train(
     optimizer = optimizer or build_optimizer(model, config)
     weights = [weight for _, layer in layers for weight in _weights(layer)]
     known = {id(weight) for weight in weights}
-    is_random = any(isinstance(module, STOCHASTIC) for module in model.modules())
+    draws = is_random(model)
     forward = partial(model, activation_checkpointing=True) if config.activation_checkpointing else model
     gradients = allocate_gradients(model) if config.activation_checkpointing else None
     model.train()
     for step in range(start, config.steps):
         set_learning_rate(optimizer, config, step)
-        if is_random:
+        if draws:
             torch.manual_seed(stream_seed(seed, f"dropout/{step}"))
         inputs, labels = batches[step]
         with (

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from depthlab.config import TrainConfig, stream_seed
 from depthlab.data import Batches
-from depthlab.nets import Net
+from depthlab.nets import Network
 from depthlab.probes import Row
 
 PROBE = "reconstruction_error"
@@ -79,10 +79,11 @@ class Pretraining:
     not mind.
     """
 
-    def __init__(self, model: Net, batches: Batches, config: TrainConfig, *, seed: int) -> None:
+    def __init__(self, model: Network, batches: Batches, config: TrainConfig, *, seed: int) -> None:
         self._model, self._batches, self._config, self._seed = model, batches, config, seed
-        self._hidden = [module for module in (model.stem, *model.blocks) if isinstance(module, nn.Sequential)]
-        self._names = ["stem.linear", *(f"blocks.{block}.linear" for block in range(len(model.blocks)))]
+        blocks = [name for (name,) in model.block_names()]
+        self._hidden = [model.get_submodule(name) for name in blocks]
+        self._names = [f"{name}.linear" for name in blocks]
         self.done, self.total = 0, config.pretraining_steps * len(self._hidden)
         self._begin()
 

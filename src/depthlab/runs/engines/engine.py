@@ -103,6 +103,8 @@ def _check_space(root: Path) -> None:
 
 def _name(config: RunConfig) -> str:
     model = config.model
+    if model.family == "torchvision":
+        return f"{model.architecture} seed={config.seed}"
     family = model.cell if model.family == "rnn" else model.family
     return (
         f"{family}-{model.depth} {model.activation} init={model.init} norm={model.norm} skip={model.skip} "

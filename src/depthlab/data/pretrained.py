@@ -28,13 +28,13 @@ def pretrained_file(url: str) -> tuple[Path, bytes]:
     DataError if it can neither be found nor downloaded, or its sha256 does not begin as its name says.
     """
     name = Path(urllib.parse.urlparse(url).path).name
-    path = data_root() / FOLDER / name
+    path, expected = data_root() / FOLDER / name, checksum(name)
     with folder_faults(path.parent, name):
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            _download(url, path)
+            _download(url, path, expected)
         content = path.read_bytes()
-    found, expected = hashlib.sha256(content).hexdigest(), checksum(name)
+    found = hashlib.sha256(content).hexdigest()
     if not found.startswith(expected):
         raise DataError(
             f"{path} is damaged or another file: its sha256 begins with {found[: len(expected)]}, and its name says "
@@ -54,7 +54,7 @@ def checksum(name: str) -> str:
     return found.group(1)
 
 
-def _download(url: str, path: Path) -> None:
+def _download(url: str, path: Path, sha256: str) -> None:
     from filelock import FileLock  # noqa: PLC0415 - for the first use of a file only
 
     # The folder comes before the lock: see depthlab.data.download, where data sets are made in the same way.
@@ -67,7 +67,7 @@ def _download(url: str, path: Path) -> None:
         part = Path(folder) / path.name
         try:
             with patience():
-                torch.hub.download_url_to_file(url, str(part), checksum(path.name), progress=sys.stderr.isatty())
+                torch.hub.download_url_to_file(url, str(part), sha256, progress=sys.stderr.isatty())
         except NO_ANSWER as error:
             if is_of_the_folder(error):
                 raise

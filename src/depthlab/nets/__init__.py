@@ -5,12 +5,12 @@ cells; torchvision's models.
 from depthlab.nets.families import Net, build
 from depthlab.nets.initialization import critical_gain, rescale, scales
 from depthlab.nets.layers import NormNoise, weight_layers
-from depthlab.nets.network import Network
+from depthlab.nets.network import Network, WeightsError
 from depthlab.nets.recomputation import allocate_gradients
 from depthlab.nets.recurrence import time_steps
 from depthlab.nets.torchvision_models import weights_url
 from depthlab.nets.torchvision_nets import TorchvisionNet, is_random
-from depthlab.nets.transferring import WeightsError, copied_parameters, copy_blocks, freeze
+from depthlab.nets.transferring import copied_parameters, copy_blocks, freeze
 
 __all__ = [
     "Net",

@@ -9,6 +9,10 @@ from typing import Self
 from torch import Tensor, nn
 
 
+class WeightsError(ValueError):
+    """Weights that do not fit a network: names the layer and both shapes, and says what to change."""
+
+
 class Network(nn.Module, ABC):
     """Images (b, channels, size, size) -> logits (b, classes), through blocks and a head; the stem is the first block.
 
@@ -28,7 +32,7 @@ class Network(nn.Module, ABC):
         return [_found(self, name) for names in self.block_names()[:count] for name in names]
 
     def adapted(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """A state dict of such a network, so changed that it fits this one."""
+        """A state dict of such a network, so changed that it fits this one; WeightsError if it is of another kind."""
         return weights
 
     def train(self, mode: bool = True) -> Self:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from depthlab._torchvision import import_torchvision
 from depthlab.nets.layers import STOCHASTIC, chain
-from depthlab.nets.network import Network
+from depthlab.nets.network import Network, WeightsError
 
 OLD_NAMES = (
     (re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\."), r"\1\2."),
@@ -47,6 +47,7 @@ class TorchvisionNet(Network):
 
     has_shapes_of = "the same model.architecture, and model.image_size such as the source was trained with"
     _blocks: list[tuple[str, ...]]
+    _head: str
     _kernel: str
     _size: int
 
@@ -65,7 +66,7 @@ class TorchvisionNet(Network):
         kind = type(model)
         model.__class__ = type(kind.__name__, (cls, kind), {"__module__": cls.__module__})
         assert isinstance(model, TorchvisionNet)
-        model._blocks, model._size = blocks, size
+        model._blocks, model._head, model._size = blocks, name, size
         model._kernel = next(f"{known}.weight" for known, layer in model.named_modules() if layer is first)
         return model
 
@@ -86,13 +87,22 @@ class TorchvisionNet(Network):
 
         Batch norm's count of batches, which old files lack, is this net's own, as torch does it. What is not finite
         counts as missing: of some models torchvision has weights of the first blocks alone, and fills up with NaN.
+        WeightsError if there are layers that this net has not, other than auxiliary classifiers.
         """
         own = self.state_dict()
         counts = {name: value for name, value in own.items() if name.endswith(".num_batches_tracked")}
         found = {**counts, **{_new_name(name): value for name, value in weights.items()}}
         if self._kernel in found and found[self._kernel].dim() == 4:
             found[self._kernel] = with_channels(found[self._kernel], own[self._kernel].shape[1])
+        for name in sorted(set(found) - set(own)):
+            if not name.startswith(f"{self._head}.") and not self._is_auxiliary(name):
+                raise WeightsError(f"only the source has {name}; give both the same model.architecture")
         return {name: value for name, value in found.items() if bool(value.isfinite().all())}
+
+    def _is_auxiliary(self, name: str) -> bool:
+        """Whether a weight is of a classifier that torchvision's class knows, and this net was made without."""
+        first = name.partition(".")[0]
+        return hasattr(self, first) and getattr(self, first) is None
 
 
 def is_random(model: nn.Module) -> bool:

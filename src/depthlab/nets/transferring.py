@@ -7,11 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from depthlab.nets.network import Network
-
-
-class WeightsError(ValueError):
-    """Weights that do not fit a network: names the layer and both shapes, and says what to change."""
+from depthlab.nets.network import Network, WeightsError
 
 
 def copy_blocks(net: Network, weights: Mapping[str, Tensor], count: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,12 @@ ERRORS = {
     "train model.depth=3 model.skip=residual": "choose 2 or 4",
     "train model=resnet model.depth=21": "choose 20 or 26",
     "train data.validation_fraction=0.9999": "leaves 0 images of digits to train on",
+    "train model.family=torchvision model.depth=8": "model.depth=8 has no effect with model.family=torchvision",
+    "train model.architecture=vgg11": "leave it at resnet18, or choose model.family=torchvision",
+    "train model.family=torchvision model.architecture=resnet81": "did you mean resnet18?",
+    "train model.family=torchvision transfer.source=[torchvision:IMAGENET1K_V9]": "must be one of IMAGENET1K_V1, the",
+    "train model.family=torchvision transfer.source=[torchvision:DEFAULT]": "name them, such as torchvision:IMAGENET1K",
+    "train transfer.source=[torchvision:IMAGENET1K_V1]": "set model.family=torchvision and model.architecture",
     "train train.batch_size=5000": "choose a smaller train.batch_size or a larger data.train_size",
     "train -m model.depth=4,5 model.skip=residual": "model.depth=5 does not fit",
     # sweeps
@@ -108,6 +115,25 @@ def test_a_results_folder_that_cannot_be_is_one_line(
     answer = depthlab("train", *tiny)
     assert answer.status == 1
     assert answer.error.startswith("depthlab: cannot write ")
+    assert len(answer.error.splitlines()) == 1
+
+
+def test_weights_that_do_not_fit_are_told(depthlab: Callable[..., Any], folder: Path, tiny: list[str]) -> None:
+    kept = [setting for setting in tiny if not setting.startswith("model.width")]
+    assert depthlab("train", *tiny, "sweep.keep_weights=true").status == 0
+    (path,) = folder.glob("results/runs/*/weights.pt")
+    checksum = hashlib.sha256(path.read_bytes()).hexdigest()
+    answer = depthlab("train", *kept, f"transfer.source=[file:{path},sha256:{checksum}]")
+    assert answer.status == 1
+    assert "in the source and [100, 192] here; give both the same model.width" in answer.error
+    assert len(answer.error.splitlines()) == 1
+
+
+def test_images_that_a_model_of_torchvision_does_not_take_are_told(depthlab: Callable[..., Any]) -> None:
+    answer = depthlab("train", "model.family=torchvision", "model.architecture=alexnet")
+    assert answer.status == 2
+    assert answer.error.startswith("depthlab: model.architecture=alexnet does not take images of 8 pixels")
+    assert answer.error.endswith("to 224, for which it was made, or to 63\n")
     assert len(answer.error.splitlines()) == 1
 
 

@@ -8,7 +8,7 @@ from depthlab.nets.layers import NormNoise, weight_layers
 from depthlab.nets.network import Network, WeightsError
 from depthlab.nets.recomputation import allocate_gradients
 from depthlab.nets.recurrence import time_steps
-from depthlab.nets.torchvision_models import weights_url
+from depthlab.nets.torchvision_models import check_architecture, weights_url
 from depthlab.nets.torchvision_nets import TorchvisionNet, is_random
 from depthlab.nets.transferring import copied_parameters, copy_blocks, freeze
 
@@ -20,6 +20,7 @@ __all__ = [
     "WeightsError",
     "allocate_gradients",
     "build",
+    "check_architecture",
     "copied_parameters",
     "copy_blocks",
     "critical_gain",

@@ -31,7 +31,7 @@ def torchvision_net(config: ModelConfig, *, channels: int, size: int, classes: i
     ConfigError if torchvision has no such model, if it has no linear head, or if it takes no images of the size.
     """
     name, pixels = config.architecture, config.image_size or size
-    _check_known(name)
+    check_architecture(name)
     try:
         model = _made(name, pixels)
         _try(model, pixels)
@@ -47,7 +47,7 @@ def torchvision_net(config: ModelConfig, *, channels: int, size: int, classes: i
 
 def weights_url(architecture: str, weights: str) -> str:
     """The address of weights that torchvision has for an architecture, such as IMAGENET1K_V1; ConfigError if none."""
-    _check_known(architecture)
+    check_architecture(architecture)
     known = {each.name: each.url for each in _models().get_model_weights(architecture)}
     if weights not in known:
         raise ConfigError(
@@ -65,7 +65,8 @@ def _models() -> ModuleType:
     return models
 
 
-def _check_known(architecture: str) -> None:
+def check_architecture(architecture: str) -> None:
+    """Raises ConfigError, with a near name, unless it is a classification model of torchvision's."""
     models = _models()
     known = models.list_models(module=models)
     if architecture not in known:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from depthlab import nets
 from depthlab.config import PROTOCOL, RunConfig, flat
 from depthlab.runs import weights
 from depthlab.runs.checkpoints import Checkpoints
@@ -54,6 +55,8 @@ def execute(
     run = Run.of(config, root)
     if is_finished(run, keep_weights):
         return run
+    if config.model.family == "torchvision":  # a slip of the pen should leave no failed run
+        nets.check_architecture(config.model.architecture)
     given = _given_weights(config, root, device=device, checkpoint_seconds=checkpoint_seconds, wait=wait, stop=stop)
     with run.locked(wait=wait) as lease:
         if _is_complete(run, keep_weights):

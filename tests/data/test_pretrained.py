@@ -140,8 +140,11 @@ def test_without_a_network_the_message_says_where_to_put_the_file(root: Path, mo
 def test_a_server_that_never_answers_is_given_up(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "PATIENCE", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
+        end = threading.Timer(6, silent.close)  # for a client that would wait for ever
+        end.start()
         begin = time.monotonic()
         assert "could not be downloaded" in refusal(f"http://127.0.0.1:{silent.getsockname()[1]}/{NAME}")
+    end.cancel()
     assert time.monotonic() - begin < 5
     assert socket.getdefaulttimeout() is None
 

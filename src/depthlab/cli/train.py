@@ -42,7 +42,7 @@ def told(outcome: runs.Outcome) -> int:
 def _train_one(launch: Launch, device: torch.device) -> int:
     config = launch.run
     # small matrices are slower on many threads than on one
-    prepare_process(launch.sweep.threads or (available_cores() if config.model.convolves else 1))
+    prepare_process(launch.sweep.threads or (available_cores() if config.model.gains_from_threads else 1))
     run = runs.Run.of(config)
     was_there = runs.is_finished(run, launch.sweep.keep_weights)
     with _Progress(config) as progress:

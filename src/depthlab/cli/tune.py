@@ -35,7 +35,7 @@ def tune(options: Namespace) -> int:
     device = resolve_device(launch.device)
     cores = 1 if device.type == "cuda" else available_cores()
     workers = launch.sweep.workers or cores
-    alone = available_cores() if launch.run.model.convolves else 1
+    alone = available_cores() if launch.run.model.gains_from_threads else 1
     task = tuning.Search(
         folder=runs.results_root() / "tune" / _name(options.name, searched, launch),
         ranges=searched.ranges,

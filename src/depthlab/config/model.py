@@ -176,8 +176,8 @@ class ModelConfig:
             )
 
     @property
-    def convolves(self) -> bool:
-        """Whether it is made of convolutions, or of layers as large as theirs, on which several threads can work."""
+    def gains_from_threads(self) -> bool:
+        """Whether its layers are so large that several threads work faster on one."""
         return self.family in ("cnn", "torchvision")
 
     @property

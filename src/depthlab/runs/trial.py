@@ -74,8 +74,8 @@ class Trial:
             nets.copy_blocks(model, weights.state, copied)
         nets.freeze(model, config.transfer.frozen_of(blocks))
         self.model = model.to(device)
-        if config.model.convolves:
-            # a third of the step time of small convolutions on the CPU
+        if config.model.family == "cnn":
+            # a third of the step time of small convolutions on the CPU; of torchvision's models as often a loss
             self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.batches = data.Batches(
             self.splits.train,

@@ -24,7 +24,7 @@ EXAMPLES = """examples:
   depthlab tune "train.lr=tag(log,interval(1e-3,1))"         a search for the learning rate of least validation error
 
 environment:
-  DEPTHLAB_DATA      where data sets are kept (default: a cache folder of the user's)
+  DEPTHLAB_DATA      where data sets and downloaded weights are kept (default: a cache folder of the user's)
   DEPTHLAB_RESULTS   where runs and figures are written (default: ./results)
 """
 

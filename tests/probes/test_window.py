@@ -47,6 +47,16 @@ def counted(model: nn.Module, inputs: Tensor) -> dict[str, float]:
     return {name: sum(float(unit.max()) <= 0 for unit in z) / len(z) for name, z in zip(names[:-1], units, strict=True)}
 
 
+def test_units_of_a_linear_layer_are_its_last_axis() -> None:
+    """As in a transformer, where tokens come before units."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.GELU(), nn.Linear(6, 2))
+    with torch.no_grad():
+        model[0].bias[:2] = -100.0
+    tokens = torch.randn(3, 7, 4)
+    assert found(model, [tokens[:1], tokens[1:]])["0"] == 2 / 6
+
+
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu", "elu", "selu", "gelu", "silu"])
 @pytest.mark.parametrize(
     "factors", [{}, {"norm": "layer"}, {"family": "cnn", "depth": 6, "width": 4, "stages": 2}], ids=str

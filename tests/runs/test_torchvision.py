@@ -133,6 +133,13 @@ def test_it_is_read_at_torchvisions_own_layers(served: Path) -> None:
     assert readings.loc[readings["layer"] == "fc.linear", "depth"].eq(len(layers)).all()
 
 
+def test_evaluation_needs_no_more_memory_than_training() -> None:
+    trial, seen = Trial(run_of(), CPU), list[int]()
+    trial.model.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    trial.evaluate(trial.splits.test.first(50))
+    assert seen == [20, 20, 10]
+
+
 def test_another_run_is_a_source_by_settings_and_by_key() -> None:
     """Trained on three channels, and with another number of classes than the target has images of."""
     target = run_of(*SETTINGS, trained=0)

@@ -24,6 +24,8 @@ def test_it_applies_to_plain_nets_only() -> None:
     for skip in SKIPS[1:]:
         with pytest.raises(ValueError, match=f"skip='{skip}' has no prediction here"):
             theory.check_applies(norm="none", skip=skip)
+    with pytest.raises(ValueError, match="family='torchvision' has no prediction here"):
+        theory.check_applies(norm="none", skip="none", family="torchvision")
     with pytest.raises(ValueError, match=r"dropout=0\.1 has no prediction here"):
         theory.check_applies(norm="none", skip="none", dropout=0.1)
 

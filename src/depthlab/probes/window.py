@@ -28,7 +28,8 @@ class InactiveUnits:
     An inactive relu is dead: its output and its gradient are 0 on the whole window. Units of leaky relu, elu, selu,
     gelu and silu are counted by the same condition, but still pass some gradient. The longer the window, the fewer:
     a unit that wakes for one image in a thousand is inactive on most batches. Layers that none of these activations
-    follows have no row. Layers and activations are paired as in `Reading`, and a unit of a convolution is a channel.
+    follows have no row. Layers and activations are paired as in `Reading`, and a unit of a convolution is a channel;
+    a linear layer may have more axes than examples and units, such as the tokens of a transformer.
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[tuple[str, nn.Module]]) -> None:
@@ -70,5 +71,6 @@ class InactiveUnits:
         if position is None or not isinstance(module, ONE_SIDED):
             return
         preactivations = inputs[0].detach()
-        active = (preactivations > 0).any(dim=(0, *range(2, preactivations.ndim)))
+        units = -1 if isinstance(self._layers[position][1], nn.Linear) else 1
+        active = (preactivations > 0).movedim(units, 0).flatten(1).any(dim=1)
         self._active[position] = self._active[position] | active if position in self._active else active

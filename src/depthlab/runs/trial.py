@@ -279,9 +279,10 @@ class Trial:
 
     def evaluate(self, images: data.Images) -> Evaluation:
         """Loss and error on a part of the data."""
-        batches = data.evaluation_batches(
-            images, batch_size=EVALUATION_BATCH, mean=self.splits.mean, std=self.splits.std
-        )
+        size = EVALUATION_BATCH
+        if self.config.model.family == "torchvision":  # whose images may be large: what fits in training fits here
+            size = min(size, self.config.train.batch_size)
+        batches = data.evaluation_batches(images, batch_size=size, mean=self.splits.mean, std=self.splits.std)
         return evaluate(self.model, batches, self.config.train)
 
     def _note_residuals(self, done: int) -> None:

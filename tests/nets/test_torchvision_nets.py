@@ -215,8 +215,9 @@ def test_every_architecture_can_be_taken_apart(architecture: str, without_memory
 
 @pytest.mark.parametrize("architecture", NO_HEAD)
 def test_a_model_without_a_linear_head_is_refused(architecture: str) -> None:
-    with pytest.raises(ConfigError, match=r"cannot be used: its last layer with weights is Conv2d, not Linear"):
-        net(architecture)
+    for size in (8, 32):  # whether it takes the size or not
+        with pytest.raises(ConfigError, match=r"cannot be used: its last layer with weights is Conv2d, not Linear"):
+            net(architecture, size=size)
 
 
 class TestDrawing:
@@ -370,11 +371,25 @@ class TestFiles:
                 own("vgg11", num_classes=2).state_dict(),
                 r"only the source has classifier\.0\.bias; give both the same model\.architecture",
             ),
-            (wider, r"give both the same model\.architecture, and model\.image_size"),
+            (
+                wider,
+                r"the same model\.architecture and the model\.image_size of the source, 224 where that is torchvision$",
+            ),
         ):
             with pytest.raises(WeightsError, match=message):
                 copy_blocks(model, other, 9)
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_an_embedding_of_other_positions_tells_the_size_to_choose() -> None:
+    def vit(size: int) -> TorchvisionNet:
+        model = MODELS.VisionTransformer(size, 16, num_layers=2, num_heads=2, hidden_dim=8, mlp_dim=16)
+        return TorchvisionNet.of(model, channels=3, size=size, classes=5, head="linear")
+
+    with pytest.raises(
+        WeightsError, match=r"encoder\.pos_embedding is \[1, 5, 8\] .* \[1, 10, 8\] here; .*image_size of"
+    ):
+        copy_blocks(vit(48), vit(32).state_dict(), 3)
 
 
 def updates(model: nn.Module, *, every: int, start: int = 0, steps: int = 2) -> list[Tensor]:

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import shutil
 import socket
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,23 @@ def test_a_file_with_torchvisions_state_gives_the_same_to_the_bit(served: Path) 
     pd.testing.assert_frame_equal(by_name, by_file, check_exact=True)
     scratch = execute(run_of(), device=CPU).readings()
     assert not by_name["value"].equals(scratch["value"])
+
+
+def test_files_of_torchs_first_format_are_read(file: Path, tmp_path: Path) -> None:
+    """As many of torchvision's are, with parameters instead of tensors, and without batch norm's counts."""
+    state = OrderedDict(
+        (name, torch.nn.Parameter(value) if "weight" in name else value)
+        for name, value in loaded(file).items()
+        if not name.endswith("num_batches_tracked")
+    )
+    torch.save(state, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    old, new = (
+        Trial(run_of(), CPU, weights=weights.in_file(path, given(path)[1].partition(":")[2]))
+        for path in (tmp_path / "old.pth", file)
+    )
+    others = new.model.state_dict()
+    for name, value in old.model.state_dict().items():
+        assert torch.equal(value, others[name]) or name.endswith("num_batches_tracked"), name
 
 
 def test_it_is_read_at_torchvisions_own_layers(served: Path) -> None:

@@ -33,16 +33,16 @@ def torchvision_net(config: ModelConfig, *, channels: int, size: int, classes: i
     name, pixels = config.architecture, config.image_size or size
     check_architecture(name)
     try:
-        model = _made(name, pixels)
-        _try(model, pixels)
-    except REFUSALS as error:
-        raise ConfigError(_advice(name, pixels, error)) from error
-    try:
-        return TorchvisionNet.of(model, channels=channels, size=pixels, classes=classes, head=head)
-    except ValueError as error:
+        net = TorchvisionNet.of(_made(name, pixels), channels=channels, size=pixels, classes=classes, head=head)
+        _try(net, channels, pixels)
+    except TypeError as error:
         raise ConfigError(
             f"model.architecture={name} cannot be used: {error}; choose another, such as resnet18"
-        ) from None
+        ) from error
+    except REFUSALS as error:
+        raise ConfigError(_advice(name, pixels, error)) from error
+    net.has_shapes_of += f", {_trained_size(name)} where that is torchvision"
+    return net
 
 
 def weights_url(architecture: str, weights: str) -> str:
@@ -86,12 +86,12 @@ def _made(name: str, size: int) -> nn.Module:
     return model
 
 
-def _try(model: nn.Module, size: int) -> None:
+def _try(model: nn.Module, channels: int, size: int) -> None:
     """Passes images of a size through the model's shapes alone, in evaluation mode. Raises what the model raises."""
     shapes = {name: value.to("meta") for name, value in model.state_dict().items()}
     model.eval()
     with torch.no_grad():
-        torch.func.functional_call(model, shapes, (torch.zeros(2, 3, size, size, device="meta"),))
+        torch.func.functional_call(model, shapes, (torch.zeros(2, channels, size, size, device="meta"),))
     model.train()
 
 
@@ -100,11 +100,16 @@ def _advice(name: str, size: int, error: Exception) -> str:
     reason = str(error).strip().splitlines()[-1].rstrip(".!")
     if least is None:
         return f"model.architecture={name} cannot be used with images of {size} pixels: {reason}; choose another"
-    trained = _models().get_model_weights(name).DEFAULT.transforms().crop_size[0]
     return (
         f"model.architecture={name} does not take images of {size} pixels ({reason}); set model.image_size, to "
-        f"which they are then resized, to {trained}, for which it was made, or to {least}"
+        f"which they are then resized, to {_trained_size(name)}, for which it was made, or to {least}"
     )
+
+
+def _trained_size(name: str) -> int:
+    """Pixels a side of the images that torchvision's weights were trained for, of which there may be others."""
+    (size,) = _models().get_model_weights(name).DEFAULT.transforms().crop_size
+    return int(size)
 
 
 def _least_size(name: str, size: int) -> int | None:
@@ -123,7 +128,7 @@ def _least_size(name: str, size: int) -> int | None:
 def _takes(name: str, size: int) -> bool:
     try:
         with torch.device("meta"):
-            _try(_made(name, size), size)
+            _try(_made(name, size), 3, size)
     except REFUSALS:
         return False
     return True

@@ -45,7 +45,7 @@ class TorchvisionNet(Network):
     Of an attention, `weight_layers` has the output projection alone: the others are one parameter that is no layer.
     """
 
-    has_shapes_of = "the same model.architecture, and model.image_size such as the source was trained with"
+    has_shapes_of = "the same model.architecture and the model.image_size of the source"
     _blocks: list[tuple[str, ...]]
     _head: str
     _kernel: str
@@ -53,11 +53,11 @@ class TorchvisionNet(Network):
 
     @classmethod
     def of(cls, model: nn.Module, *, channels: int, size: int, classes: int, head: str) -> TorchvisionNet:
-        """The model of torchvision's, made a network in place. ValueError if its last layer is not linear."""
+        """The model of torchvision's, made a network in place. TypeError if its last layer is not linear."""
         _, first = next(_layers(model, nn.Conv2d))
         name, last = list(_layers(model, (nn.Conv2d, nn.Linear)))[-1]
         if not isinstance(last, nn.Linear):
-            raise ValueError(f"its last layer with weights is {type(last).__name__}, not Linear: it has no head")
+            raise TypeError(f"its last layer with weights is {type(last).__name__}, not Linear: it has no head")
         blocks = list(_blocks(model, name))
         first.weight = nn.Parameter(with_channels(first.weight.detach(), channels))
         first.in_channels = channels

@@ -19,6 +19,7 @@ from depthlab.nets import (
     copy_blocks,
     freeze,
     is_random,
+    torchvision_models,
     weight_layers,
     weights_url,
 )
@@ -303,6 +304,14 @@ class TestNames:
             net("resnet81")
         with pytest.raises(ConfigError, match=r"is no classification model of torchvision"):
             net("fasterrcnn_resnet50_fpn")
+
+    def test_a_torchvision_that_cannot_be_had_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail() -> None:
+            raise ImportError("the installed torchvision does not fit torch")
+
+        monkeypatch.setattr(torchvision_models, "import_torchvision", fail)
+        with pytest.raises(ConfigError, match="cannot be had: the installed torchvision does not fit torch"):
+            net()
 
     def test_weights_have_an_address_or_a_near_name(self) -> None:
         assert re.fullmatch(r"https://.*/resnet18-[0-9a-f]{8}\.pth", weights_url("resnet18", "IMAGENET1K_V1"))

@@ -25,7 +25,8 @@ OLD_NAMES = (
 class TorchvisionNet(Network):
     """Images (b, channels, size, size) -> logits (b, classes): torchvision's own model, forward pass and all.
 
-    An instance is of the model's own class as well, so that its layers have torchvision's names. Three things differ.
+    An instance is of the model's own class as well, so that its layers have torchvision's names; it is kept as a state
+    dict, not pickled whole. Three things differ.
 
     Head: the model's last layer, which is linear, has become `linear`, or `hidden` (as wide as the features), relu and
     `linear`, under the name that it had: fc.linear.weight. They are drawn as torch draws linear layers.

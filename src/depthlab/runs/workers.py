@@ -89,8 +89,8 @@ class Workers(Engine):
                     self._take(futures[future], _result(future))
                     del left[futures[future]]
                 self._progress.refresh()
-        except BrokenProcessPool:
-            pass
+        except (BrokenProcessPool, EOFError, ConnectionError):
+            pass  # a worker was killed, or the process that they are forked from just when one was to start
         except (KeyboardInterrupt, DiskFullError):
             stop(list(set(multiprocessing.active_children()) - others))
             raise

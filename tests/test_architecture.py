@@ -19,7 +19,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 FLOORS = [
-    {"config", "theory", "_torchvision", "_processes"},
+    {"config", "theory", "_torchvision", "_processes", "_later"},
     {"nets", "data", "probes"},
     {"training", "diagnosis"},
     {"figures", "runs"},

@@ -722,8 +722,9 @@ def test_depths_that_are_suggested_fit() -> None:
 def test_choices_are_what_the_rooms_offer() -> None:
     from depthlab.data.splits import BUILT_IN
     from depthlab.nets.blocks import BLOCKS
+    from depthlab.nets.ensemble import CRITICAL_GAINS
     from depthlab.nets.families import FAMILIES
-    from depthlab.nets.initialization import CRITICAL_GAINS, INITS
+    from depthlab.nets.initialization import INITS
     from depthlab.nets.layers import ACTIVATIONS, MULTIPLIERS, NORMS
     from depthlab.nets.recurrence import CELLS
 

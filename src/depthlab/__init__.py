@@ -1,8 +1,8 @@
 """A PyTorch laboratory for the pathologies of deep networks."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from depthlab._later import later
 from depthlab.config import ConfigError, RunConfig
 
 if TYPE_CHECKING:
@@ -22,19 +22,15 @@ __all__ = [
     "watch",
 ]
 
-LATER = {
-    **dict.fromkeys(("Watcher", "measure", "predict", "watch"), "depthlab.instrument"),
-    "import_torchvision": "depthlab._torchvision",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """What needs torch is imported when it is asked for: `import depthlab` alone loads no torch."""
-    if name in LATER:
-        return getattr(importlib.import_module(LATER[name]), name)
-    if name in ("probes", "theory"):
-        return importlib.import_module(f"depthlab.{name}")
-    raise AttributeError(f"module 'depthlab' has no attribute {name!r}")
+__getattr__ = later(
+    __name__,
+    {
+        **{name: f"depthlab.instrument:{name}" for name in ("Watcher", "measure", "predict", "watch")},
+        "import_torchvision": "depthlab._torchvision:import_torchvision",
+        "probes": "depthlab.probes",
+        "theory": "depthlab.theory",
+    },
+)
 
 
 def __dir__() -> list[str]:

@@ -9,7 +9,8 @@ from depthlab import config as names
 from depthlab.config import ModelConfig, stream_seed
 from depthlab.nets import NormNoise, build, critical_gain, rescale, scales, weight_layers
 from depthlab.nets.dropconnect import DropConnectLinear
-from depthlab.nets.initialization import CRITICAL_GAINS, INITS
+from depthlab.nets.ensemble import CRITICAL_GAINS
+from depthlab.nets.initialization import INITS
 
 IMAGES = {"channels": 3, "size": 8, "classes": 10}
 

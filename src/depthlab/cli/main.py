@@ -24,6 +24,14 @@ COMMANDS = {
 }
 """Where each command is defined."""
 
+EXPECTED = (
+    "depthlab.data.prepared:DataError",
+    "depthlab.nets.network:WeightsError",
+    "depthlab.runs.store:StoreError",
+    "depthlab.runs.engines.engine:EngineError",
+)
+"""Faults of files and folders, as is PermissionError: told in one line. Anything else is a defect, with traceback."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit status: 0, 1 (a run or a file failed), 2 (a wrong argument) or 130 (Ctrl-C)."""
@@ -54,16 +62,12 @@ def _run(options: argparse.Namespace) -> int:
     if _is_sweep_here(options):
         _processes.warm_up()
     command = pkgutil.resolve_name(COMMANDS[options.command])
-    from depthlab.data import DataError  # noqa: PLC0415 - torch, which --help does without
-    from depthlab.nets import WeightsError  # noqa: PLC0415
-    from depthlab.runs import EngineError, StoreError  # noqa: PLC0415
-
-    # faults of files and folders, told in one line; anything else is a defect and shows its traceback
-    expected = (DataError, WeightsError, StoreError, EngineError, PermissionError)
     try:
         status: int = command(options)
         sys.stdout.flush()
-    except expected as error:
+    except Exception as error:
+        if not _is_expected(error):
+            raise
         print(f"depthlab: {error}", file=sys.stderr)
         return 1
     return status
@@ -74,3 +78,9 @@ def _is_sweep_here(options: argparse.Namespace) -> bool:
     names = {text.partition("=")[0] for text in options.overrides}
     is_sweep = options.command == "tune" or (options.command == "train" and (options.multirun or "experiment" in names))
     return is_sweep and names.isdisjoint({"hydra/launcher", "sweep.engine"})
+
+
+def _is_expected(error: Exception) -> bool:
+    """Whether it is one of EXPECTED, whose modules are not imported for it: those that are not have raised nothing."""
+    there = [name for name in EXPECTED if name.partition(":")[0] in sys.modules]
+    return isinstance(error, (PermissionError, *map(pkgutil.resolve_name, there)))

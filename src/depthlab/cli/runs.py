@@ -11,9 +11,7 @@ from collections.abc import Sequence
 
 from depthlab import runs
 from depthlab.cli import experiments
-from depthlab.cli.train import told
 from depthlab.config import ConfigError, RunConfig, SweepConfig, flat, suggest
-from depthlab.training import resolve_device
 
 
 def list_runs(options: Namespace) -> int:
@@ -55,6 +53,9 @@ def _selected(options: Namespace) -> list[runs.Entry]:
 
 
 def _retry(entries: Sequence[runs.Entry]) -> int:
+    from depthlab.cli.train import told  # noqa: PLC0415 - torch, which the list does without
+    from depthlab.training import resolve_device  # noqa: PLC0415
+
     configs = {entry.key: runs.config_of(entry.key) for entry in entries}
     for key in [key for key, config in configs.items() if config is None]:
         print(f"{key}: its config.yaml cannot be read; train it by its settings", file=sys.stderr)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import platform
+import runpy
 import shlex
 import subprocess
 import sys
@@ -11,14 +13,21 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
 VERSIONS_OF = ("depthlab", "torch", "torchvision", "numpy", "pandas", "hydra-core")
 
 
 def provenance() -> dict[str, Any]:
     """Commit, whether files differ from it, versions, machine and command line of this process."""
     return {**_code(), "versions": _versions(), "machine": _machine(), "command": command_line()}
+
+
+@cache
+def torch_version() -> str:
+    """The version of torch with its build, such as 2.13.0+cpu, which metadata lack; torch itself is not imported."""
+    package = importlib.util.find_spec("torch")
+    assert package is not None
+    assert package.origin is not None
+    return str(runpy.run_path(str(Path(package.origin).with_name("version.py")))["__version__"])
 
 
 def command_line() -> str:
@@ -57,7 +66,7 @@ def _versions() -> dict[str, str]:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    found["torch"] = str(torch.__version__)  # which build it is, such as +cpu or +cu130, stands here alone
+    found["torch"] = torch_version()
     return found
 
 

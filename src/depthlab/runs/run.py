@@ -21,7 +21,8 @@ from depthlab.runs.interrupts import Stop, stopping_politely
 from depthlab.runs.locks import HeldError, LeaseLostError
 from depthlab.runs.progress import tell
 from depthlab.runs.provenance import provenance
-from depthlab.runs.store import Run, Status, StoreError, runs_root
+from depthlab.runs.sources import source_of
+from depthlab.runs.store import Run, Status, StoreError
 from depthlab.runs.trial import Progress, Trial
 
 
@@ -109,20 +110,6 @@ def execute(
             run.end_early({"status": Status.INTERRUPTED, **steps, **record}, None)
             raise
         return run
-
-
-def source_of(config: RunConfig, root: Path | None = None) -> RunConfig | None:
-    """The run whose weights a run starts from, if it is one. Raises StoreError for a key that is not in the store."""
-    key = config.transfer.parts.get("run")
-    if key is None:
-        return config.source()
-    found = Run((root or runs_root()) / key).config()
-    if found is None or found.key() != key:
-        raise StoreError(
-            f"transfer.source is the run {key}, which {root or runs_root()} does not have; train it first, or give the "
-            f"source by its settings, such as [data.name:mnist,train.steps:600], which trains it where it is missing"
-        )
-    return found
 
 
 def _given_weights(config: RunConfig, root: Path | None, *, stop: Stop | None, **how: Any) -> weights.Weights | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import itertools
 import re
@@ -107,7 +106,7 @@ class Composer:
         groups = tuple(text for text in overrides if text.partition("=")[0] in self._groups)
         values = [text for text in overrides if text not in groups]
         try:
-            mapping = copy.deepcopy(self._base(groups))
+            mapping = _copy(self._base(groups))
             for override in map(_read, values):
                 _put(mapping, override.key_or_group.split("."), override.value())
             if "${" in repr(mapping):  # not always: an experiment has a thousand runs
@@ -145,6 +144,11 @@ class Composer:
         elif name not in self._names:
             near = suggest(name, [*self._groups, *sorted(self._names)])
             raise ConfigError(f"{name} is not a setting{near or '; depthlab train --help lists them all'}")
+
+
+def _copy(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings whose values may be replaced without changing the original's."""
+    return {name: _copy(value) if isinstance(value, dict) else value for name, value in mapping.items()}
 
 
 def _put(mapping: dict[str, Any], path: Sequence[str], value: Any) -> None:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any
-
-_hints: dict[type[Any], dict[str, Any]] = {}
-"""Type hints of the dataclasses seen so far: evaluating them again for each of a thousand runs takes seconds."""
 
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", type(None): "null"}
 """What types are called in errors."""
@@ -100,44 +98,69 @@ def build(cls: type[Any], mapping: Mapping[str, Any], prefix: str) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        return to_mapping(value)
-    return list(value) if isinstance(value, tuple) else value
+    if isinstance(value, tuple):
+        return list(value)
+    return to_mapping(value) if dataclasses.is_dataclass(type(value)) else value
 
 
+@functools.cache
 def _hints_of(cls: type[Any]) -> dict[str, Any]:
-    if cls not in _hints:
-        _hints[cls] = typing.get_type_hints(cls)
-    return _hints[cls]
+    return typing.get_type_hints(cls)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """What a field may hold: a dataclass (`section`), or a value of one of the types `allowed`, or a list of these."""
+
+    name: str
+    section: type[Any] | None
+    is_list: bool
+    allowed: tuple[type[Any], ...]
+    limits: Mapping[str, Any]
+
+
+@functools.cache
+def _rules(cls: type[Any]) -> tuple[_Rule, ...]:
+    """Those of a dataclass, found once: asking its hints again for each of a thousand runs takes seconds."""
+    hints = _hints_of(cls)
+    return tuple(_rule(item, hints[item.name]) for item in dataclasses.fields(cls))
+
+
+def _rule(item: dataclasses.Field[Any], hint: Any) -> _Rule:
+    section = hint if isinstance(hint, type) and dataclasses.is_dataclass(hint) else None
+    is_list = typing.get_origin(hint) is tuple
+    held = typing.get_args(hint)[0] if is_list else hint
+    allowed = typing.get_args(held) if isinstance(held, types.UnionType) else (held,)
+    return _Rule(item.name, section, is_list, allowed, item.metadata)
 
 
 def check_fields(config: Any, section: str) -> None:
     """Types, choices and ranges of one dataclass; whole numbers given for floats become floats."""
-    hints = _hints_of(type(config))
-    for item in dataclasses.fields(config):
-        hint, value = hints[item.name], getattr(config, item.name)
-        path = f"{section}.{item.name}" if section else item.name
-        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-            if not isinstance(value, hint):
-                raise ConfigError(f"{path}={value!r} must be a {hint.__name__}; from mappings, from_mapping makes one")
-            continue
-        value = _coerce(path, hint, value)
-        object.__setattr__(config, item.name, value)
-        for element in value if isinstance(value, tuple) else (value,):
-            _check_value(path, item.metadata, element)
+    for rule in _rules(type(config)):
+        value, path = getattr(config, rule.name), f"{section}.{rule.name}" if section else rule.name
+        if rule.section is None:
+            object.__setattr__(config, rule.name, _checked(path, rule, value))
+        elif not isinstance(value, rule.section):
+            raise ConfigError(
+                f"{path}={value!r} must be a {rule.section.__name__}; from mappings, from_mapping makes one"
+            )
 
 
-def _coerce(path: str, hint: Any, value: Any) -> Any:
-    if typing.get_origin(hint) is tuple:
-        if not isinstance(value, (tuple, list)):
-            raise ConfigError(f"{path}={value!r} must be a list, such as {path}=[A,B]")
-        return tuple(_coerce(path, typing.get_args(hint)[0], element) for element in value)
-    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if float in allowed and isinstance(value, (int, float)) and not isinstance(value, bool):
+def _checked(path: str, rule: _Rule, value: Any) -> Any:
+    if not rule.is_list:
+        return _checked_value(path, rule, value)
+    if not isinstance(value, (tuple, list)):
+        raise ConfigError(f"{path}={value!r} must be a list, such as {path}=[A,B]")
+    return tuple(_checked_value(path, rule, element) for element in value)
+
+
+def _checked_value(path: str, rule: _Rule, value: Any) -> Any:
+    if float in rule.allowed and isinstance(value, (int, float)) and not isinstance(value, bool):
         value = _as_float(value)
-    if type(value) not in allowed:
+    if type(value) not in rule.allowed:
         given = "null" if value is None else repr(value)
-        raise ConfigError(f"{path}={given} must be {' or '.join(KINDS[kind] for kind in allowed)}")
+        raise ConfigError(f"{path}={given} must be {' or '.join(KINDS[kind] for kind in rule.allowed)}")
+    _check_limits(path, rule.limits, value)
     return value
 
 
@@ -149,7 +172,7 @@ def _as_float(value: float) -> float:
         return math.inf
 
 
-def _check_value(path: str, rules: Mapping[str, Any], value: Any) -> None:
+def _check_limits(path: str, rules: Mapping[str, Any], value: Any) -> None:
     choices = rules.get("choices")
     if choices is not None and value not in choices:
         raise ConfigError(f"{path}={value} must be one of {', '.join(choices)}{suggest(str(value), choices)}")

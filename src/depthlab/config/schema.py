@@ -152,11 +152,17 @@ class RunConfig:
 
 @functools.lru_cache(maxsize=10_000)
 def _key(config: RunConfig, protocol: int) -> str:
-    content = {"protocol": protocol, **differences(to_mapping(config), to_mapping(RunConfig()))}
+    content = {"protocol": protocol, **differences(to_mapping(config), _defaults())}
     if "file" in (parts := config.transfer.parts):
         content["transfer"]["source"] = [f"sha256:{parts['sha256']}"]
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
+
+
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    """Of a run, as nested mappings that nobody may change; made once, since a figure names a thousand runs."""
+    return to_mapping(RunConfig())
 
 
 def from_mapping(mapping: Mapping[str, Any]) -> RunConfig:

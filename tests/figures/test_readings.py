@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from depthlab.figures import outcomes, over_layers, select, summarize, tuned, updates_until, where
-from depthlab.figures.readings import conform, factors, keep, read, to_bytes
+from depthlab.figures.readings import factors, keep
+from depthlab.figures.stored import conform, read, to_bytes
 
 
 def _one_run(values: list[float], **settings_of_run: Any) -> pd.DataFrame:

@@ -30,7 +30,7 @@ from in_processes import (
 
 from depthlab import _processes
 from depthlab.config import DataConfig, ProbesConfig, RunConfig, SweepConfig, TrainConfig
-from depthlab.figures.readings import conform, read, to_bytes
+from depthlab.figures.stored import conform, read, to_bytes
 from depthlab.runs import DiskFullError, Run, Status, StoreError, cost, execute, load_readings, sweep, workers
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 import math
 import types
 import typing
@@ -82,16 +81,16 @@ def differences(given: Mapping[str, Any], default: Mapping[str, Any]) -> dict[st
 
 def build(cls: type[Any], mapping: Mapping[str, Any], prefix: str) -> Any:
     """The dataclass that nested mappings describe; ConfigError where they describe none."""
-    hints = _hints_of(cls)
+    rules = _rules_of(cls)
     path = f"{prefix}." if prefix else ""
     values: dict[str, Any] = {}
     for name, value in mapping.items():
-        if name not in hints:
-            raise ConfigError(f"{path}{name} is not a setting{suggest(path + name, [path + known for known in hints])}")
-        if dataclasses.is_dataclass(hints[name]):
+        if name not in rules:
+            raise ConfigError(f"{path}{name} is not a setting{suggest(path + name, [path + known for known in rules])}")
+        if (section := rules[name].section) is not None:
             if not isinstance(value, Mapping):
                 raise ConfigError(f"{path}{name}={value!r} must hold settings, such as {path}{name}.NAME=VALUE")
-            values[name] = build(typing.cast("type[Any]", hints[name]), value, path + name)
+            values[name] = build(section, value, path + name)
         else:
             values[name] = tuple(value) if isinstance(value, list) else value
     return cls(**values)
@@ -100,30 +99,29 @@ def build(cls: type[Any], mapping: Mapping[str, Any], prefix: str) -> Any:
 def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return list(value)
-    return to_mapping(value) if dataclasses.is_dataclass(type(value)) else value
-
-
-@functools.cache
-def _hints_of(cls: type[Any]) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
+    return to_mapping(value) if type(value) in _rules else value
 
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
     """What a field may hold: a dataclass (`section`), or a value of one of the types `allowed`, or a list of these."""
 
-    name: str
     section: type[Any] | None
     is_list: bool
     allowed: tuple[type[Any], ...]
     limits: Mapping[str, Any]
 
 
-@functools.cache
-def _rules(cls: type[Any]) -> tuple[_Rule, ...]:
-    """Those of a dataclass, found once: asking its hints again for each of a thousand runs takes seconds."""
-    hints = _hints_of(cls)
-    return tuple(_rule(item, hints[item.name]) for item in dataclasses.fields(cls))
+_rules: dict[type[Any], dict[str, _Rule]] = {}
+"""Those of the dataclasses seen so far: evaluating type hints again for each of a thousand runs takes seconds."""
+
+
+def _rules_of(cls: type[Any]) -> dict[str, _Rule]:
+    """By name of the field."""
+    if cls not in _rules:
+        hints = typing.get_type_hints(cls)
+        _rules[cls] = {item.name: _rule(item, hints[item.name]) for item in dataclasses.fields(cls)}
+    return _rules[cls]
 
 
 def _rule(item: dataclasses.Field[Any], hint: Any) -> _Rule:
@@ -131,15 +129,15 @@ def _rule(item: dataclasses.Field[Any], hint: Any) -> _Rule:
     is_list = typing.get_origin(hint) is tuple
     held = typing.get_args(hint)[0] if is_list else hint
     allowed = typing.get_args(held) if isinstance(held, types.UnionType) else (held,)
-    return _Rule(item.name, section, is_list, allowed, item.metadata)
+    return _Rule(section, is_list, allowed, item.metadata)
 
 
 def check_fields(config: Any, section: str) -> None:
     """Types, choices and ranges of one dataclass; whole numbers given for floats become floats."""
-    for rule in _rules(type(config)):
-        value, path = getattr(config, rule.name), f"{section}.{rule.name}" if section else rule.name
+    for name, rule in _rules_of(type(config)).items():
+        value, path = getattr(config, name), f"{section}.{name}" if section else name
         if rule.section is None:
-            object.__setattr__(config, rule.name, _checked(path, rule, value))
+            object.__setattr__(config, name, _checked(path, rule, value))
         elif not isinstance(value, rule.section):
             raise ConfigError(
                 f"{path}={value!r} must be a {rule.section.__name__}; from mappings, from_mapping makes one"

@@ -17,9 +17,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from depthlab.figures import claims as claims_page
-from depthlab.figures import readings as long_table
-from depthlab.figures import tables
+from depthlab.figures import stored, tables
 from depthlab.figures.claims import Claim
+from depthlab.figures.readings import keep
 from depthlab.figures.style import render, style
 
 READINGS, PROVENANCE = "readings.csv.gz", "provenance.json"
@@ -50,7 +50,7 @@ def write(folder: Path, experiment: Experiment, readings: pd.DataFrame, provenan
     one of its parts.
     """
     _check(experiment)
-    kept = long_table.to_bytes(long_table.keep(readings, experiment.PROBES))
+    kept = stored.to_bytes(keep(readings, experiment.PROBES))
     source = json.dumps(provenance, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
     _replace(folder / READINGS, kept)
@@ -78,7 +78,7 @@ def read(folder: Path) -> pd.DataFrame:
     path = folder / READINGS
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; draw the experiment from finished runs first")
-    return long_table.read(path)
+    return stored.read(path)
 
 
 def _products(experiment: Experiment, readings: pd.DataFrame, found: list[Claim]) -> list[tuple[str, bytes]]:

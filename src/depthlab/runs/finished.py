@@ -34,7 +34,8 @@ def load_readings(configs: Iterable[RunConfig], probes: Sequence[str] | None = N
     about = settings[told].assign(key=list(runs), status=[state.value for state in states.values()])
     # of all runs at once: a column is added to a table in a tenth of a millisecond, and there are a dozen for each run
     columns = about.infer_objects().iloc[of_run].reset_index(drop=True)
-    return pd.concat([pa.concat_tables(tables, promote_options="permissive").to_pandas(), columns], axis=1)
+    readings: pd.DataFrame = pa.concat_tables(tables, promote_options="permissive").to_pandas()
+    return pd.concat([readings, columns], axis=1)
 
 
 def cost(configs: Iterable[RunConfig]) -> dict[str, Any]:

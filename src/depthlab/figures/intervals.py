@@ -115,7 +115,8 @@ def slopes(
     A value that is zero, negative or not finite makes its slope nan; so do fewer than two layers.
     """
     require_columns(frame, [*by, "seed", "depth", "value"])
-    within = frame[frame["depth"].between(1 if first is None else first, np.inf if last is None else last)]
+    is_within = frame["depth"].between(1 if first is None else first, np.inf if last is None else last)
+    within = frame.loc[is_within, [*by, "seed", "depth", "value"]]  # each group copies what is in it
     groups = within.groupby([*by, "seed"], dropna=False, sort=True, observed=True)
     rows = [(*group, _log_slope(part)) for group, part in groups]
     return pd.DataFrame(rows, columns=[*by, "seed", "value"])

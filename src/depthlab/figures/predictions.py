@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from depthlab import nets, theory
@@ -27,17 +29,16 @@ def above_floor(readings: pd.DataFrame) -> pd.DataFrame:
 
 def model_of(readings: pd.DataFrame) -> ModelConfig:
     """The network of readings of one condition. Raises ValueError if they are of several."""
-    names = [str(name) for name in readings.columns if str(name).startswith("model.")]
-    settings = readings[names].drop_duplicates()
+    _, settings = _networks(readings)
     if len(settings) != 1:
-        varying = ", ".join(name for name in names if settings[name].nunique(dropna=False) > 1)
+        varying = ", ".join(name for name in map(str, settings) if settings[name].nunique(dropna=False) > 1)
         raise ValueError(f"readings of one network, given {len(settings)} that differ in {varying or 'nothing'}")
-    given: dict[str, Any] = {name.removeprefix("model."): _python(settings[name].iloc[0]) for name in names}
-    return ModelConfig(**given)
+    return _model(settings)
 
 
-def log_backward_norm(model: ModelConfig) -> np.ndarray:
-    """ln |dL/dz_l| - ln |dL/dz_{depth-1}| for l = 1..depth-1, by mean-field theory, layer by layer.
+@functools.lru_cache(maxsize=1000)
+def log_backward_norm(model: ModelConfig) -> npt.NDArray[np.float64]:
+    """ln |dL/dz_l| - ln |dL/dz_{depth-1}| for l = 1..depth-1, by mean-field theory, layer by layer; to be read only.
 
     Inputs are normalized to mean square 1; with init=lsuv the first layer's outputs are. Raises ValueError where the
     theory does not apply (skips, norms).
@@ -46,6 +47,7 @@ def log_backward_norm(model: ModelConfig) -> np.ndarray:
     sigma_w, sigma_b = nets.scales(model)
     q0 = sigma_w**-2 if model.init == "lsuv" else 1.0
     found = theory.profile(model.depth, activation=model.activation, sigma_w=sigma_w, sigma_b=sigma_b, q0=q0)
+    found.log_backward_norm.setflags(write=False)
     return found.log_backward_norm[:-1]
 
 
@@ -66,16 +68,19 @@ def backward_slopes(readings: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     slopes over the same hidden layers: from the second to the last, as far as they are above float32's floor; nan
     where fewer than two are.
     """
-    readings = readings.reset_index(drop=True)
-    readable = above_floor(readings).index
-    rows = []
-    for group, condition in readings.groupby([*by, "seed"], dropna=False, sort=True, observed=True):
-        model = model_of(condition)
-        hidden = condition[condition["depth"].between(2, model.depth - 1) & condition.index.isin(readable)]
-        predicted = hidden.assign(value=np.exp(log_backward_norm(model)[hidden["depth"] - 1]))
-        both = [slopes(part, by)["value"].item() if len(part) else np.nan for part in (hidden, predicted)]
-        rows.append((*group, *both))
-    return pd.DataFrame(rows, columns=[*by, "seed", "value", "predicted"])
+    rows = readings.reset_index(drop=True)
+    conditions, condition, networks = _conditions(rows, [*by, "seed"])
+    hidden = rows["depth"].between(2, rows["model.depth"] - 1) & rows.index.isin(above_floor(rows).index)
+    predicted = pd.Series(np.nan, rows.index)
+    for place, model in enumerate(networks):
+        log_norm = log_backward_norm(model)
+        there = hidden & (condition == place)
+        predicted[there] = np.exp(log_norm[rows.loc[there, "depth"] - 1])
+    measured = rows[["seed", "depth", "value"]].assign(condition=condition)[hidden]
+    for name, part in (("value", measured), ("predicted", measured.assign(value=predicted[hidden]))):
+        slope = slopes(part, ["condition"]).set_index("condition")["value"]
+        conditions[name] = slope.reindex(conditions.index).astype(float)
+    return conditions
 
 
 def predicted_depth(readings: pd.DataFrame) -> float:
@@ -83,7 +88,11 @@ def predicted_depth(readings: pd.DataFrame) -> float:
 
     inf on the critical line. Raises ValueError where the theory does not apply (skips, norms).
     """
-    model = model_of(readings.assign(**{"model.depth": readings["model.depth"].min()}))
+    return _predicted_depth(model_of(readings.assign(**{"model.depth": readings["model.depth"].min()})))
+
+
+@functools.lru_cache(maxsize=1000)
+def _predicted_depth(model: ModelConfig) -> float:
     theory.check_applies(norm=model.norm, skip=model.skip, dropout=model.dropout, family=model.family)
     sigma_w, sigma_b = nets.scales(model)
     return theory.trainable_depth(activation=model.activation, sigma_w=sigma_w, sigma_b=sigma_b)
@@ -96,13 +105,48 @@ def trainable_depths(errors: pd.DataFrame, by: Sequence[str], *, below: float) -
     is below `below`; where no depth's is, half the smallest that was tried stands for it. nan, of a run that diverged,
     is not below anything. `predicted` is `predicted_depth`.
     """
-    rows = []
-    for group, condition in errors.groupby(list(by), dropna=False, sort=True, observed=True):
-        predicted = predicted_depth(condition)
-        for seed, runs in condition.groupby("seed"):
-            trained = runs["model.depth"][runs["value"] < below]
-            rows.append((*group, seed, trained.max() if len(trained) else runs["model.depth"].min() / 2, predicted))
-    return pd.DataFrame(rows, columns=[*by, "seed", "value", "predicted"]).astype({"value": float})
+    keys = [*by, "seed"]
+    groups = errors.groupby(list(by), dropna=False, sort=True, observed=True)
+    shallow = errors.assign(**{"model.depth": groups["model.depth"].transform("min")})
+    _, condition, networks = _conditions(shallow, by)
+    predicted = np.array([_predicted_depth(model) for model in networks])
+    depth = errors["model.depth"]
+    rows = errors[keys].assign(
+        value=depth.where(errors["value"] < below), least=depth / 2, predicted=predicted[condition]
+    )
+    of_seed = rows.groupby(keys, dropna=False, sort=True, observed=True)
+    found = of_seed.agg(value=("value", "max"), least=("least", "min"), predicted=("predicted", "first")).reset_index()
+    return found.assign(value=found["value"].fillna(found["least"]).astype(float)).drop(columns="least")
+
+
+def _conditions(readings: pd.DataFrame, by: Sequence[str]) -> tuple[pd.DataFrame, npt.NDArray[Any], list[ModelConfig]]:
+    """The values of `by` in sorted order, the number of each row's among them, and the network of each.
+
+    Raises ValueError when one of them is of several networks.
+    """
+    condition = readings.groupby(list(by), dropna=False, sort=True, observed=True).ngroup().to_numpy()
+    network, settings = _networks(readings)
+    models = [_model(settings.iloc[[place]]) for place in range(len(settings))]
+    _, first = np.unique(condition, return_index=True)
+    several = condition[network != network[first][condition]]
+    if len(several):
+        model_of(readings[condition == several[0]])
+    return readings[list(by)].iloc[first].reset_index(drop=True), condition, [models[each] for each in network[first]]
+
+
+def _networks(readings: pd.DataFrame) -> tuple[npt.NDArray[Any], pd.DataFrame]:
+    """The number of each row's network, and the settings of all networks, a row each."""
+    names = [str(name) for name in readings.columns if str(name).startswith("model.")]
+    codes = np.stack([readings[name].factorize()[0] for name in names], axis=1)
+    _, first, network = np.unique(codes, axis=0, return_index=True, return_inverse=True)
+    return network, readings[names].iloc[first]
+
+
+def _model(settings: pd.DataFrame) -> ModelConfig:
+    """Of one row."""
+    names = map(str, settings.columns)
+    given: dict[str, Any] = {name.removeprefix("model."): _python(settings[name].iloc[0]) for name in names}
+    return ModelConfig(**given)
 
 
 def _python(value: Any) -> Any:

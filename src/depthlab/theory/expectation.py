@@ -104,11 +104,17 @@ def _half_circle(angle: float, doublings: int) -> tuple[Array, Array]:
 
 def _panels(start: float, end: float, doublings: int, nodes: int) -> tuple[Array, Array]:
     """Gauss-Legendre nodes and positive weights between start and end on panels that halve towards start."""
+    inside, weights = _unit_panels(doublings, nodes)
+    return start + (end - start) * inside, abs(end - start) * weights
+
+
+@lru_cache(maxsize=128)
+def _unit_panels(doublings: int, nodes: int) -> tuple[Array, Array]:
+    """The same between 0 and 1."""
     points, weights = _legendre(nodes)
     edges = np.concatenate([[0.0], 0.5 ** np.arange(doublings, -1.0, -1.0)])
     half = 0.5 * np.diff(edges)[:, None]
-    inside = ((edges[:-1, None] + half) + half * points).ravel()
-    return start + (end - start) * inside, abs(end - start) * (half * weights).ravel()
+    return ((edges[:-1, None] + half) + half * points).ravel(), (half * weights).ravel()
 
 
 @lru_cache(maxsize=4)

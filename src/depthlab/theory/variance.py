@@ -7,6 +7,7 @@ obey the same formulas, with the fan_in of a filter, as far as borders can be ne
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -61,6 +62,12 @@ def fixed_point(*, activation: str, sigma_w: float, sigma_b: float = 0.0, start:
     found = find_activation(activation)
     if found.slopes is not None:
         return _homogeneous_fixed_point(sigma_w**2 * mean_square(found, 1.0), sigma_b, start)
+    return _searched_fixed_point(activation, sigma_w, sigma_b, start)
+
+
+@functools.lru_cache(maxsize=1000, typed=True)
+def _searched_fixed_point(activation: str, sigma_w: float, sigma_b: float, start: float) -> float:
+    """The limit of which no formula is known; a point's chi, correlation and depth scale all ask for it."""
 
     def log_growth(log_q: float) -> float:
         q = math.exp(log_q)

@@ -78,6 +78,7 @@ class Composer:
         self._groups = sorted(path.name for path in configs.iterdir() if path.is_dir() and path.name != "experiment")
         self._names = {name for name, _, _ in describe_fields()} | {"device"}
         self._bases: dict[tuple[str, ...], dict[str, Any]] = {}
+        self._sweeps: dict[str, SweepConfig] = {}
         ConfigStore.instance().store(name="schema", node=_schema())
 
     def sweep(self, overrides: Sequence[str]) -> Iterator[Launch]:
@@ -115,7 +116,9 @@ class Composer:
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(_plain_words(error)) from None
         device, sweep = mapping.pop("device"), mapping.pop("sweep")
-        return Launch(from_mapping(mapping), str(device), build_sweep(sweep))
+        if (text := repr(sweep)) not in self._sweeps:  # the same for all runs of an experiment
+            self._sweeps[text] = build_sweep(sweep)
+        return Launch(from_mapping(mapping), str(device), self._sweeps[text])
 
     def _base(self, groups: tuple[str, ...]) -> dict[str, Any]:
         """What Hydra composes for a choice of files; each choice is composed once."""

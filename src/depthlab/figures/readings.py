@@ -120,8 +120,11 @@ def keep(readings: pd.DataFrame, probes: Iterable[str]) -> pd.DataFrame:
 
 def _after_divergence(readings: pd.DataFrame, rows: pd.DataFrame) -> Iterable[pd.DataFrame]:
     """Rows of nan for what runs that diverged would have read of the probe of `rows` had they gone on."""
+    is_diverged = readings["status"] == "diverged"
+    if not is_diverged.any():
+        return
     steps = rows["step"].drop_duplicates()
-    diverged = readings[readings["status"] == "diverged"].drop_duplicates("key")
+    diverged = readings[is_diverged].drop_duplicates("key")
     for key, run in diverged.groupby("key"):
         read_before = rows[rows["key"] == key]
         template = read_before.drop_duplicates("layer")

@@ -43,6 +43,7 @@ def mean_value(activation: Activation, q: float) -> float:
     return float(weights @ activation.phi(math.sqrt(q) * z))
 
 
+@lru_cache(maxsize=1000)
 def mean_product(activation: Activation, q: float, c: float, *, of_derivative: bool = False) -> float:
     """E[phi(u1) phi(u2)], or E[phi'(u1) phi'(u2)], of centred Gaussians with variance q and correlation c.
 
@@ -56,7 +57,8 @@ def mean_product(activation: Activation, q: float, c: float, *, of_derivative: b
     theta, angular = _half_circle(angle, _doublings(q))
     s = math.sqrt(q) * r[:, None]
     with np.errstate(under="ignore"):
-        values = function(s * np.cos(theta)) * function(s * np.cos(theta - angle))
+        one = function(s * np.cos(theta))
+        values = one * (one if angle == 0.0 else function(s * np.cos(theta - angle)))
     # dz1 dz2 = r dr dtheta, and the plane's density is the line's over sqrt(2 pi); twice, for the mirrored half circle
     return float(2.0 / math.sqrt(2.0 * math.pi) * (radial * r) @ values @ angular)
 

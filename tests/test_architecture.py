@@ -237,6 +237,20 @@ def test_help_answers_without_torch(arguments: list[str]) -> None:
     assert loaded & HEAVY == set()
 
 
+WITH_TORCH = {"depth_or_width", "regularization"}
+"""Experiments whose figures need a net, data or a probe; the others are drawn without torch."""
+
+
+def test_experiments_load_no_torch_but_where_they_need_it() -> None:
+    names = {path.stem for path in (ROOT / "experiments").glob("*.py")} - WITH_TORCH
+    assert len(names) > 10
+    loaded = loaded_by(
+        f"from depthlab.cli import experiments\nfor name in {sorted(names)}:\n    experiments.script(name)"
+    )
+    assert {"depthlab", "matplotlib"} <= loaded
+    assert "torch" not in loaded
+
+
 def test_the_instrument_needs_only_torch_numpy_and_scipy() -> None:
     """torch itself may look for others; what is blocked here is as if it were not installed."""
     blocked = HEAVY - {"torch", "scipy"} | {"omegaconf", "yaml", "tqdm", "filelock", "platformdirs", "tabulate"}

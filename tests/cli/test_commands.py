@@ -247,6 +247,30 @@ def test_help_imports_nothing_heavy() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_what_is_finished_is_listed_and_drawn_without_torch(
+    depthlab: Callable[..., Any], folder: Path, swept: list[list[RunConfig]]
+) -> None:
+    """Importing it takes longer than all that a small figure needs."""
+    assert depthlab("train", "experiment=quickstart", *MINIATURE).status == 0
+    code = (
+        "import sys\nfrom depthlab.cli import main\n"
+        f"ends = main(['figure', 'quickstart', *{MINIATURE}]), main(['runs']), main(['runs', '--format', 'csv'])\n"
+        "sys.exit([ends, *({'torch', 'sklearn', 'jinja2', 'scipy.stats'} & set(sys.modules))])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=folder)
+    assert done.stderr.strip() == "[(0, 0, 0)]"
+    assert done.stdout.count("  done  ") == 18
+
+
+def test_an_error_without_torch_is_one_line(folder: Path) -> None:
+    code = "import sys\nfrom depthlab.cli import main\nstatus = main(['figure', 'quickstart'])\n"
+    code += "sys.exit(9 if 'torch' in sys.modules else status)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=folder)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "runs are not finished in" in done.stderr
+
+
 def test_a_training_imports_nothing_that_only_figures_need(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom depthlab.cli import main\nmain(['train', 'train.steps=1'])\n"

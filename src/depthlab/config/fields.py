@@ -99,7 +99,7 @@ def build(cls: type[Any], mapping: Mapping[str, Any], prefix: str) -> Any:
 def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return list(value)
-    return to_mapping(value) if type(value) in _rules else value
+    return to_mapping(value) if dataclasses.is_dataclass(value) else value
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pandas as pd
 
 from depthlab.figures import tables
@@ -105,6 +104,8 @@ def chapter(folder: Path, experiment: Experiment) -> Chapter:
 
 def page(chapters: Sequence[Chapter]) -> str:
     """One HTML file with everything in it: no network, no server, no other file."""
+    import jinja2  # noqa: PLC0415 - which drawing a figure does without
+
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,

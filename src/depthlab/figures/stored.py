@@ -103,7 +103,7 @@ class _Lines(list[str]):
 def _lines(table: pd.DataFrame) -> list[str]:
     """The rows as CSV, each with its end of line."""
     lines = _Lines()
-    columns = [table[name].astype(object).where(table[name].notna(), "nan").tolist() for name in table]
+    columns = [table[name].to_numpy(dtype=object, na_value="nan").tolist() for name in table]
     csv.writer(lines, lineterminator="\n").writerows(zip(*columns, strict=True))
     return lines
 

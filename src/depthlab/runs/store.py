@@ -137,7 +137,7 @@ class Run:
         """The same as Arrow has it: those of a thousand runs are joined before pandas sees them, not one by one."""
         path = self.folder / "readings.parquet"
         try:
-            with ParquetFile(path) as file:
+            with ParquetFile(pa.BufferReader(path.read_bytes())) as file:
                 return file.read(use_threads=False)  # a few kilobytes: threads only cost
         except (OSError, ValueError):
             raise StoreError(f"{path} is missing or damaged; delete {self.folder} and train the run again") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -33,7 +34,7 @@ class Entry:
 
     def has(self, name: str, value: str) -> bool:
         """Whether a setting, under its dotted name, has a value, as one would type it."""
-        known = {**flat(RunConfig()), **self.settings}
+        known = self.settings if name in self.settings else _defaults()
         return name in known and _typed(known[name]) == value
 
     @property
@@ -77,7 +78,8 @@ def remove(entry: Entry) -> None:
 
 def _entry(run: Run, settings: Mapping[str, Any] | None = None) -> Entry:
     try:
-        status, record = run.status(), run.record()
+        record = run.record()
+        status = run.status(record)
     except StoreError as error:
         return Entry(run.key, DAMAGED, str(error), settings or {})
     if settings is None:
@@ -108,8 +110,14 @@ def _settings_in(folder: Path) -> Mapping[str, Any]:
 
 
 def _differing(config: RunConfig) -> dict[str, Any]:
-    defaults = flat(RunConfig())
+    defaults = _defaults()
     return {name: value for name, value in flat(config).items() if value != defaults[name]}
+
+
+@functools.cache
+def _defaults() -> Mapping[str, Any]:
+    """Made once: there are thousands of runs in a list."""
+    return flat(RunConfig())
 
 
 def _typed(value: Any) -> str:

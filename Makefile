@@ -67,7 +67,7 @@ results: $(INSTALLED) ## draws all figures, tables and claims again from their s
 report: $(INSTALLED) ## one HTML page of all figures, tables and claims, in the results; the README's claims with it
 	$(RUN) depthlab report --claims README.md $(ARGS)
 
-benchmark: $(INSTALLED) ## what watching costs, or BENCHMARK=passes|step|data|sweep|depth|limit; ARGS="--rounds 3" are its options
+benchmark: $(INSTALLED) ## what watching costs, or BENCHMARK=passes|step|data|sweep|start|depth|limit; ARGS="--rounds 3" are its options
 	OMP_NUM_THREADS=1 $(VENV)/bin/python benchmarks/$(BENCHMARK).py --output $(ARGS)
 	$(VENV)/bin/python benchmarks/headlines.py
 

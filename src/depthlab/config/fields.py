@@ -97,6 +97,8 @@ def build(cls: type[Any], mapping: Mapping[str, Any], prefix: str) -> Any:
 
 
 def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, (str, int, float)):  # almost all are, and the last question below is slow
+        return value
     if isinstance(value, tuple):
         return list(value)
     return to_mapping(value) if dataclasses.is_dataclass(value) else value

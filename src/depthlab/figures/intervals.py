@@ -115,11 +115,15 @@ def slopes(
     A value that is zero, negative or not finite makes its slope nan; so do fewer than two layers.
     """
     require_columns(frame, [*by, "seed", "depth", "value"])
-    is_within = frame["depth"].between(1 if first is None else first, np.inf if last is None else last)
-    within = frame.loc[is_within, [*by, "seed", "depth", "value"]]  # each group copies what is in it
-    groups = within.groupby([*by, "seed"], dropna=False, sort=True, observed=True)
-    rows = [(*group, _log_slope(part)) for group, part in groups]
-    return pd.DataFrame(rows, columns=[*by, "seed", "value"])
+    keys = [*by, "seed"]
+    within = frame[frame["depth"].between(1 if first is None else first, np.inf if last is None else last)]
+    group = within.groupby(keys, dropna=False, sort=True, observed=True).ngroup().to_numpy()
+    order = np.argsort(group, kind="stable")
+    begins = np.flatnonzero(np.diff(group[order], prepend=-1))
+    rows = within[[*keys, "depth", "value"]].iloc[order]
+    depth, value = (np.split(rows[name].to_numpy(dtype=np.float64), begins[1:]) for name in ("depth", "value"))
+    found = [_log_slope(*each) for each in zip(depth, value, strict=True)] if len(begins) else []
+    return rows[keys].iloc[begins].reset_index(drop=True).assign(value=np.array(found, dtype=np.float64))
 
 
 def require_columns(frame: pd.DataFrame, names: Iterable[str]) -> None:
@@ -159,12 +163,10 @@ def _t_quantile(freedom: int) -> float:
     return float(special.stdtrit(freedom, (1 + LEVEL) / 2))  # as scipy.stats.t.ppf, whose import takes half a second
 
 
-def _log_slope(part: pd.DataFrame) -> float:
-    values = part["value"].to_numpy(dtype=np.float64)
+def _log_slope(depth: npt.NDArray[np.float64], values: npt.NDArray[np.float64]) -> float:
     if len(values) < 2 or not (np.isfinite(values) & (values > 0)).all():
         return float("nan")
-    if part["depth"].duplicated().any():
+    if len(np.unique(depth)) < len(depth):
         raise ValueError("several values for one layer of one run; select one step and one probe before taking slopes")
-    depth = part["depth"].to_numpy(dtype=np.float64)
     centred = depth - depth.mean()
     return float(centred @ np.log(values) / (centred @ centred))

@@ -71,13 +71,12 @@ def backward_slopes(readings: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     rows = readings.reset_index(drop=True)
     conditions, condition, networks = _conditions(rows, [*by, "seed"])
     hidden = rows["depth"].between(2, rows["model.depth"] - 1) & rows.index.isin(above_floor(rows).index)
-    predicted = pd.Series(np.nan, rows.index)
+    log_norms = np.full((len(networks), rows["model.depth"].max()), np.nan)
     for place, model in enumerate(networks):
-        log_norm = log_backward_norm(model)
-        there = hidden & (condition == place)
-        predicted[there] = np.exp(log_norm[rows.loc[there, "depth"] - 1])
+        log_norms[place, : model.depth - 1] = log_backward_norm(model)
+    predicted = np.exp(log_norms[condition[hidden], rows["depth"][hidden] - 1])
     measured = rows[["seed", "depth", "value"]].assign(condition=condition)[hidden]
-    for name, part in (("value", measured), ("predicted", measured.assign(value=predicted[hidden]))):
+    for name, part in (("value", measured), ("predicted", measured.assign(value=predicted))):
         slope = slopes(part, ["condition"]).set_index("condition")["value"]
         conditions[name] = slope.reindex(conditions.index).astype(float)
     return conditions

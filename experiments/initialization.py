@@ -68,6 +68,7 @@ def worst_gap(growth: pd.DataFrame, *activations: str) -> pd.Series:
 
 
 def table(readings: pd.DataFrame) -> pd.DataFrame:
+    ended = {probe: errors(readings, probe) for probe in ("train_error", "test_error")}
     rows = []
     for (activation, init), part in slopes(readings).groupby(["model.activation", "model.init"], sort=True):
         row = {
@@ -76,9 +77,8 @@ def table(readings: pd.DataFrame) -> pd.DataFrame:
             "slope measured": figures.interval(part["value"]),
             "slope predicted": f"{round(part['predicted'].mean(), 4) + 0.0:.4f}",  # + 0.0: -0 may come of rounding
         }
-        for probe in ("train_error", "test_error"):
-            values = of(errors(readings, probe), str(activation), str(init))["value"]
-            row[f"{probe.replace('_', ' ')}, %"] = figures.interval(values)
+        for probe, runs in ended.items():
+            row[f"{probe.replace('_', ' ')}, %"] = figures.interval(of(runs, str(activation), str(init))["value"])
         rows.append(row)
     return pd.DataFrame(rows)
 

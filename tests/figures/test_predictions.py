@@ -43,6 +43,24 @@ def test_slope_of_a_planted_decay_beside_the_closed_form_of_relu():
     assert found["predicted"].to_numpy() == pytest.approx(np.log(6) / 2)
 
 
+def test_conditions_of_several_depths_and_inits_keep_their_own_predictions():
+    """In the order of their values, whatever that of the rows; each seed has its own slope."""
+    parts = []
+    for init, depth, slope in (("xavier", 8, 0.2), ("torch_default", 8, 0.7), ("xavier", 5, -0.1)):
+        norms = {seed: np.exp((slope + seed / 100) * np.arange(1, depth + 1)) for seed in (0, 1)}
+        parts.append(readings_of(norms, init=init, bias=False).assign(**{"model.depth": depth}))
+    rows = pd.concat(parts, ignore_index=True).sample(frac=1, random_state=1)
+    found = backward_slopes(rows, ["model.init", "model.depth"])
+    assert found[["model.init", "model.depth", "seed"]].to_numpy().tolist() == [
+        [init, depth, seed] for init, depth in (("torch_default", 8), ("xavier", 5), ("xavier", 8)) for seed in (0, 1)
+    ]
+    assert found["value"].to_numpy() == pytest.approx([0.7, 0.71, -0.1, -0.09, 0.2, 0.21])
+    decays = [theory.backward_slope(activation="relu", sigma_w=sigma_w) for sigma_w in (np.sqrt(1 / 3), 1.0, 1.0)]
+    assert found["predicted"].to_numpy() == pytest.approx(np.repeat(decays, 2))
+    with pytest.raises(ValueError, match=r"2 that differ in model\.init"):
+        backward_slopes(rows, ["model.depth"])
+
+
 def test_a_net_below_the_floor_has_no_slope_and_is_not_lost():
     found = backward_slopes(readings_of({0: np.full(DEPTH, 1e-40), 1: np.full(DEPTH, 1e-39)}), ["model.init"])
     assert found["seed"].tolist() == [0, 1]

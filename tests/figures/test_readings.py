@@ -74,6 +74,26 @@ def test_types_come_back(tmp_path: Path) -> None:
     assert found["data.train_size"].isna().tolist() == [True, False]
 
 
+def test_settings_that_only_a_sign_tells_apart_come_back(tmp_path: Path) -> None:
+    readings = _one_run([1.0, 2.0, 3.0], **{"train.lr": [0.0, -0.0, -0.0], "model.depth": [2, 2, 4]})
+    found = _round_trip(readings, tmp_path)
+    assert np.signbit(found["train.lr"]).tolist() == [False, True, True]
+    assert found["model.depth"].tolist() == [2, 2, 4]
+
+
+def test_a_file_of_many_blocks_comes_back(tmp_path: Path) -> None:
+    """Larger than what is parsed at once: each block begins a list of its own of the texts that it has met."""
+    runs = [_one_run(list(np.random.default_rng(seed).normal(size=1000))).assign(seed=seed) for seed in range(40)]
+    readings = pd.concat([run.assign(key=f"run {99 - place}") for place, run in enumerate(runs)], ignore_index=True)
+    content = to_bytes(readings)
+    assert len(gzip.decompress(content)) > 2 << 20
+    found = _round_trip(readings, tmp_path)
+    pd.testing.assert_frame_equal(found, conform(readings), check_exact=True)
+    pd.testing.assert_frame_equal(
+        found, readings.sort_values(["key", "depth"], ignore_index=True)[found.columns], check_exact=True
+    )
+
+
 def test_key_of_digits_stays_a_word(tmp_path: Path) -> None:
     found = _round_trip(_one_run([1.0]).assign(key="0012e456"), tmp_path)
     assert list(found["key"]) == ["0012e456"]

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from in_processes import (
@@ -277,6 +279,20 @@ def test_how_runs_are_probed_is_told_where_it_differs(tiny: RunConfig) -> None:
 
 def test_only_the_wanted_probes_are_gathered(tiny: RunConfig) -> None:
     assert set(gathered([tiny], ["grad_norm", "test_error"])["probe"]) == {"grad_norm", "test_error"}
+
+
+def test_readings_of_files_by_other_versions_are_gathered_too(tiny: RunConfig) -> None:
+    """Words may be stored as Arrow's string or large_string; what pandas notes of a table's index is its own."""
+    configs = seeds(tiny, 0, 1)
+    table = gathered(configs)
+    path = Run.of(configs[1]).folder / "readings.parquet"
+    old = pq.read_table(path)
+    other = pa.string() if pa.types.is_large_string(old.schema.field("layer").type) else pa.large_string()
+    fields = [field.with_type(other) if field.name in ("layer", "probe") else field for field in old.schema]
+    pq.write_table(old.cast(pa.schema(fields)), path)
+    again = load_readings(configs)
+    pd.testing.assert_frame_equal(again, table)
+    assert again.index.tolist() == list(range(len(table)))
 
 
 def test_a_diverged_run_is_gathered_as_such(tiny: RunConfig) -> None:

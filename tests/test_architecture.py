@@ -245,7 +245,7 @@ def test_experiments_load_no_torch_but_where_they_need_it() -> None:
     names = {path.stem for path in (ROOT / "experiments").glob("*.py")} - WITH_TORCH
     assert len(names) > 10
     loaded = loaded_by(
-        f"from depthlab.cli import experiments\nfor name in {sorted(names)}:\n    experiments.script(name)"
+        f"from depthlab.cli import experiments, figure, runs\nfor name in {sorted(names)}:\n    experiments.script(name)"
     )
     assert {"depthlab", "matplotlib"} <= loaded
     assert "torch" not in loaded

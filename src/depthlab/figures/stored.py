@@ -114,7 +114,7 @@ def _parsed(column: pa.ChunkedArray, kind: Any) -> pd.Series[Any]:
     if parse is None:
         words: pd.Series[Any] = column.cast(pa.string()).to_pandas()
         return words
-    texts = column.unify_dictionaries().combine_chunks()
+    texts = column.combine_chunks()  # and one list of texts of those of all blocks
     dtype = "object" if _is_tuple(kind) else _dtype(kind)
     values = pd.Series([parse(text) for text in texts.dictionary.to_pylist()], dtype=dtype)
     found: pd.Series[Any] = values.take(texts.indices.to_numpy()).reset_index(drop=True)

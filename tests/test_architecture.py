@@ -244,9 +244,8 @@ WITH_TORCH = {"depth_or_width", "regularization"}
 def test_experiments_load_no_torch_but_where_they_need_it() -> None:
     names = {path.stem for path in (ROOT / "experiments").glob("*.py")} - WITH_TORCH
     assert len(names) > 10
-    loaded = loaded_by(
-        f"from depthlab.cli import experiments, figure, runs\nfor name in {sorted(names)}:\n    experiments.script(name)"
-    )
+    load_all = f"for name in {sorted(names)}:\n    experiments.script(name)"
+    loaded = loaded_by(f"from depthlab.cli import experiments, figure, runs\n{load_all}")
     assert {"depthlab", "matplotlib"} <= loaded
     assert "torch" not in loaded
 

@@ -61,6 +61,18 @@ def test_conditions_of_several_depths_and_inits_keep_their_own_predictions():
         backward_slopes(rows, ["model.depth"])
 
 
+def test_a_prediction_is_of_the_layers_that_are_measured():
+    """Where the variance has not settled, tanh's first layers predict another slope than its last."""
+    norms = np.append(np.exp(0.1 * np.arange(1, DEPTH)), 5.0)
+    found = backward_slopes(readings_of({0: norms}, activation="tanh", init="gaussian", sigma_w=1.5), ["model.init"])
+    profile = theory.profile(DEPTH, activation="tanh", sigma_w=1.5)
+    within = (profile.layer >= 2) & (profile.layer <= DEPTH - 1)
+    slope, _ = np.polyfit(profile.layer[within], profile.log_backward_norm[within], 1)
+    assert found["predicted"].item() == pytest.approx(slope)
+    earlier, _ = np.polyfit(profile.layer[within], profile.log_backward_norm[:-2], 1)
+    assert abs(slope - earlier) > 0.001
+
+
 def test_a_net_below_the_floor_has_no_slope_and_is_not_lost():
     found = backward_slopes(readings_of({0: np.full(DEPTH, 1e-40), 1: np.full(DEPTH, 1e-39)}), ["model.init"])
     assert found["seed"].tolist() == [0, 1]

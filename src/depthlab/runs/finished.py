@@ -57,9 +57,10 @@ def _settings(config: RunConfig) -> dict[str, Any]:
 
 
 def _kept(readings: pa.Table, probes: Sequence[str] | None) -> pa.Table:
-    """Without what pandas noted of this one table's index."""
-    bare = readings.replace_schema_metadata(None)
-    return bare if probes is None else bare.filter(pc.is_in(bare["probe"], value_set=pa.array(probes, pa.string())))
+    if probes is None:
+        return readings
+    of_row = readings["probe"]
+    return readings.filter(pc.is_in(of_row, value_set=pa.array(probes, of_row.type)))
 
 
 def _is_kept(name: str) -> bool:

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from depthlab.figures import draw, interval, legend, legend_beside, panels, select, style, theory
+from depthlab.figures import draw, draw_errors, interval, legend, panels, select, style, theory, theory_growth
 from depthlab.figures.axes import UNDEFINED
 
 
@@ -120,40 +120,38 @@ def test_lines_that_are_named_already_are_only_listed(readings: pd.DataFrame) ->
     assert axes.get_legend_handles_labels()[1][:3] == ["tanh", "sigmoid", "relu"]
 
 
-def test_legend_beside_a_panel_hides_no_data(readings: pd.DataFrame) -> None:
-    figure, axes = _drawn(_gradients(readings))
-    with style():
-        legend_beside(axes)
-        figure.draw_without_rendering()
-    shown = axes.get_legend()
-    assert shown is not None
-    assert not shown.get_window_extent().overlaps(axes.get_window_extent())
-    assert shown.get_window_extent().x1 <= figure.bbox.x1
-
-
-@pytest.mark.parametrize("side", ["right", "top"])
-def test_legend_hides_no_data(readings: pd.DataFrame, side: Any) -> None:
-    figure, axes = _drawn(_gradients(readings))
-    height = figure.get_figheight()
-    with style():
-        legend(figure, side)
-        figure.draw_without_rendering()
-    assert not figure.legends[0].get_window_extent().overlaps(axes.get_window_extent())
-    assert (figure.get_figheight() > height) == (side == "top")
-
-
-def test_legend_of_some_panels_names_their_lines_alone() -> None:
-    figure, axes = panels(2)
-    for panel, name in zip(axes, ("here", "elsewhere"), strict=True):
-        panel.plot([0, 1], [0, 1], label=name)
-    legend(figure, of=axes[:1])
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["here"]
-
-
 def test_theory_lies_over_the_points(readings: pd.DataFrame) -> None:
     _, axes = _drawn(_gradients(readings))
     theory(axes, [1, 10], [1e-6, 1.0])
     assert _line(axes, "theory").get_zorder() > max(line.get_zorder() for line in axes.lines[:-1])
+
+
+def test_growth_goes_through_the_layer_in_which_it_is_anchored(readings: pd.DataFrame) -> None:
+    gradients = _gradients(readings)
+    sigmoid = gradients[gradients["model.activation"] == "sigmoid"]
+    for anchor, met in ((None, 10), (3, 3)):
+        _, axes = _drawn(sigmoid)
+        theory_growth(axes, sigmoid, 0.7, anchor=anchor)
+        line = _line(axes, "theory")
+        assert list(line.get_xdata()) == list(range(1, 11))
+        values = np.asarray(line.get_ydata())
+        assert np.diff(np.log(values)) == pytest.approx(0.7)
+        assert values[met - 1] == pytest.approx(interval(sigmoid[sigmoid["depth"] == met]["value"], log=True).mean)
+
+
+def test_properties_win_over_what_is_drawn(readings: pd.DataFrame) -> None:
+    _, axes = _drawn(_gradients(readings), title="nets", ylabel="norm")
+    assert (axes.get_title(), axes.get_ylabel(), axes.get_xlabel()) == ("nets", "norm", "layer (from the input)")
+
+
+def test_errors_are_shown_whole_and_in_percent(readings: pd.DataFrame) -> None:
+    errors = select(readings, "test_error")
+    with style():
+        _, (axes, named) = panels(2)
+        draw_errors(axes, errors.assign(value=100 * errors["value"]), "model.depth", "model.activation")
+        draw_errors(named, errors, "model.depth", "model.activation", ylabel="wrong, %", ylim=(0, 1))
+    assert (axes.get_ylabel(), axes.get_ylim()) == ("test error, %", (-5, 105))
+    assert (named.get_ylabel(), named.get_ylim()) == ("wrong, %", (0, 1))
 
 
 def test_shared_axis_is_named_once(readings: pd.DataFrame) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from depthlab.figures import interval, intervals, paired, select, slopes, summarize
+from depthlab.figures import by_seed, interval, intervals, largest_gap, paired, select, slopes, summarize
 
 VALUES = [0.3, 1.7, 2.2, 0.9, 1.1]
 
@@ -131,6 +131,24 @@ def test_paired_with_an_absent_condition() -> None:
 def test_paired_with_several_values_of_a_seed() -> None:
     with pytest.raises(ValueError, match="several values for condition=a, seed=0"):
         paired(pd.concat([_two_conditions()] * 2), "condition", "b", "a")
+
+
+def test_values_by_seed() -> None:
+    part = _two_conditions()[lambda frame: frame["condition"] == "a"]
+    assert by_seed(part).to_dict() == dict(zip(part["seed"], part["value"], strict=True))
+    with pytest.raises(ValueError, match="several values for seed=2"):
+        by_seed(_two_conditions())
+    with pytest.raises(ValueError, match="no rows to take values of seeds from"):
+        by_seed(part[:0])
+
+
+def test_largest_gap_is_that_of_any_condition_on_either_side() -> None:
+    found = pd.DataFrame(
+        [("a", 0, 1.0, 1.5), ("b", 0, 2.0, 1.0), ("a", 1, 1.0, 4.0), ("b", 1, 5.0, 4.0)],
+        columns=["net", "seed", "value", "predicted"],
+    )
+    assert largest_gap(found).to_dict() == {0: 1.0, 1: 3.0}
+    assert math.isnan(largest_gap(found.assign(value=found["value"].where(found["value"] != 5)))[1])
 
 
 def _exponential(rate: float) -> pd.DataFrame:

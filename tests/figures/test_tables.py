@@ -4,7 +4,7 @@ import math
 import pandas as pd
 import pytest
 
-from depthlab.figures import Interval, interval, pivot, select
+from depthlab.figures import Interval, interval, intervals, pivot, select, table
 from depthlab.figures.tables import cell_text, csv, markdown, number
 
 
@@ -54,10 +54,10 @@ def test_numbers(value: float, text: str) -> None:
 
 def test_pivot_has_a_column_per_condition(readings: pd.DataFrame) -> None:
     errors = select(readings, "test_error")
-    table = pivot(errors, ["model.activation"], "model.skip")
-    assert list(table.columns) == ["model.activation", "none"]
-    assert list(table["model.activation"]) == ["relu", "sigmoid", "tanh"]
-    assert table["none"][0] == interval(errors[errors["model.activation"] == "relu"]["value"])
+    found = pivot(errors, ["model.activation"], "model.skip")
+    assert list(found.columns) == ["model.activation", "none"]
+    assert list(found["model.activation"]) == ["relu", "sigmoid", "tanh"]
+    assert found["none"][0] == interval(errors[errors["model.activation"] == "relu"]["value"])
 
 
 def test_pivot_shows_conditions_that_were_not_run(readings: pd.DataFrame) -> None:
@@ -65,10 +65,10 @@ def test_pivot_shows_conditions_that_were_not_run(readings: pd.DataFrame) -> Non
     errors = errors.assign(
         **{"model.skip": errors["model.skip"].mask(errors["model.activation"] == "relu", "residual")}
     )
-    table = pivot(errors, ["model.activation"], "model.skip")
-    assert table["none"][0] is None
-    assert markdown(table).splitlines()[2].split("|")[2].strip() == "–"
-    assert pd.read_csv(io.StringIO(csv(table)))["none"].isna().tolist() == [True, False, False]
+    found = pivot(errors, ["model.activation"], "model.skip")
+    assert found["none"][0] is None
+    assert markdown(found).splitlines()[2].split("|")[2].strip() == "–"
+    assert pd.read_csv(io.StringIO(csv(found)))["none"].isna().tolist() == [True, False, False]
 
 
 def test_pivot_orders_numbers_as_numbers(readings: pd.DataFrame) -> None:
@@ -81,9 +81,44 @@ def test_pivot_orders_numbers_as_numbers(readings: pd.DataFrame) -> None:
     ]
 
 
+def test_table_has_a_row_per_condition(readings: pd.DataFrame) -> None:
+    errors = select(readings, "test_error").assign(lr=0.1)
+    relu = errors[errors["model.activation"] == "relu"]
+    found = table(
+        errors[errors["model.activation"] != "tanh"],
+        {"model.activation": "net", "model.depth": "depth"},
+        {
+            "error": errors,
+            "geometric": intervals(relu, ["model.activation", "model.depth"], log=True),
+            "rate": "lr",
+            "note": {("sigmoid", 10): interval([1.0])},
+        },
+    )
+    assert list(found.columns) == ["net", "depth", "error", "geometric", "rate", "note"]
+    assert found[["net", "depth", "rate"]].to_numpy().tolist() == [["relu", 10, 0.1], ["sigmoid", 10, 0.1]]
+    assert list(found["note"]) == [None, interval([1.0])]
+    assert found["error"][0] == interval(relu["value"])
+    assert found["error"][1].mean > 0.8
+    assert list(found["geometric"]) == [interval(relu["value"], log=True), None]
+
+
+def test_table_finds_the_cells_of_settings_that_are_null() -> None:
+    frame = pd.DataFrame({"gain": [math.nan, math.nan, 1.5], "seed": [0, 1, 0], "value": [1.0, 3.0, 5.0]})
+    found = table(frame, {"gain": "gain"}, {"mean": frame})
+    assert [cell.mean for cell in found["mean"]] == [5.0, 2.0]
+
+
+def test_table_refuses_what_is_not_one_value_of_a_condition(readings: pd.DataFrame) -> None:
+    errors = select(readings, "test_error")
+    with pytest.raises(ValueError, match="seed varies within a condition: 0, 1, 2, 3"):
+        table(errors, {"model.activation": "net"}, {"seed": "seed"})
+    with pytest.raises(ValueError, match=r"several values for model\.skip=none, seed=0"):
+        table(errors, {"model.skip": "skip"}, {"error": errors})
+
+
 def test_markdown() -> None:
-    table = pd.DataFrame({"net": ["a|b", "c"], "depth": [8, 110], "error": [_interval(8.27, 0.31), _interval(12, 1.1)]})
-    assert markdown(table) == (
+    cells = pd.DataFrame({"net": ["a|b", "c"], "depth": [8, 110], "error": [_interval(8.27, 0.31), _interval(12, 1.1)]})
+    assert markdown(cells) == (
         "| net   |   depth |       error |\n"
         "|:------|--------:|------------:|\n"
         "| a\\|b  |       8 | 8.27 ± 0.31 |\n"

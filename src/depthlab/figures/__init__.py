@@ -1,12 +1,24 @@
 """From a long table of readings to figures, tables and claims."""
 
-from depthlab.figures.axes import draw, legend, legend_above, legend_beside, log_ticks, theory
+from depthlab.figures.axes import draw, draw_errors, log_ticks, theory, theory_growth
 from depthlab.figures.bias_variance import BiasVariance, bias_variance, decompose, independent, residuals
 from depthlab.figures.claims import Claim, permuted
+from depthlab.figures.conditions import deepest, errors, hidden, named, percent
 from depthlab.figures.flow import draw_map, flow
 from depthlab.figures.heat import draw_heat, theory_over
 from depthlab.figures.importance import importance
-from depthlab.figures.intervals import Interval, interval, intervals, paired, slopes, summarize
+from depthlab.figures.intervals import (
+    Interval,
+    by_seed,
+    interval,
+    intervals,
+    largest_gap,
+    paired,
+    slopes,
+    summarize,
+)
+from depthlab.figures.legends import legend, legend_above, legend_beside
+from depthlab.figures.overflow import finite_everywhere, overflow_depths
 from depthlab.figures.plane import decisions, draw_decisions
 from depthlab.figures.predictions import (
     above_floor,
@@ -20,7 +32,8 @@ from depthlab.figures.readings import outcomes, over_layers, select, tuned, upda
 from depthlab.figures.report import Chapter, chapter, claims_table, page
 from depthlab.figures.results import Experiment, read, redraw, write
 from depthlab.figures.style import COLUMN, PAGE, panels, render, style
-from depthlab.figures.tables import csv, markdown, pivot
+from depthlab.figures.tables import csv, markdown, pivot, table
+from depthlab.figures.through_time import predicted_through_time, states, time_slopes
 
 __all__ = [
     "COLUMN",
@@ -33,45 +46,60 @@ __all__ = [
     "above_floor",
     "backward_slopes",
     "bias_variance",
+    "by_seed",
     "chapter",
     "claims_table",
     "csv",
     "decisions",
     "decompose",
+    "deepest",
     "draw",
     "draw_decisions",
+    "draw_errors",
     "draw_heat",
     "draw_map",
+    "errors",
+    "finite_everywhere",
     "flow",
+    "hidden",
     "importance",
     "independent",
     "interval",
     "intervals",
+    "largest_gap",
     "legend",
     "legend_above",
     "legend_beside",
     "log_ticks",
     "markdown",
     "model_of",
+    "named",
     "outcomes",
     "over_layers",
+    "overflow_depths",
     "page",
     "paired",
     "panels",
+    "percent",
     "permuted",
     "pivot",
     "predicted_backward",
     "predicted_depth",
+    "predicted_through_time",
     "read",
     "redraw",
     "render",
     "residuals",
     "select",
     "slopes",
+    "states",
     "style",
     "summarize",
+    "table",
     "theory",
+    "theory_growth",
     "theory_over",
+    "time_slopes",
     "trainable_depths",
     "tuned",
     "updates_until",

@@ -1,20 +1,18 @@
-"""Readings against layer, step or a setting: mean over seeds with its 95 % interval, theory, legend."""
+"""Readings against layer, step or a setting: mean over seeds with its 95 % interval, and theory over it."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
-from depthlab.figures.intervals import summarize
+from depthlab.figures.intervals import interval, summarize
 from depthlab.figures.style import Stroke, strokes
 
 
@@ -67,7 +65,7 @@ CONTINUOUS = ("depth", "step")
 MOST_MARKERS = 9
 MOST_TICKS = 6
 ROUND_STEPS = [digit * 10**power for power in range(6) for digit in (1, 2, 5)]
-LINE_HEIGHT = 0.17  # of the legend, in inches
+ALL_ERRORS = (-5, 105)  # percent, so that markers at 0 and at 100 are whole
 BAR_SHIFT = 2  # points
 BAR_MARGIN = 0.1  # of the axis, so that bars moved aside stay inside
 UNDEFINED = "undefined: a seed\nis not finite or 0"
@@ -81,6 +79,7 @@ def draw(
     *,
     labels: Mapping[Any, str] | Sequence[str] | None = None,
     log: bool | None = None,
+    **properties: Any,
 ) -> None:
     """Draws one probe against column `x`, a line for each value of column `by`, over seeds.
 
@@ -88,7 +87,7 @@ def draw(
     them, where they are named already) and gives their order; the same labels in several panels give the same
     strokes. `log` overrides the probe's own scale; on a logarithmic axis the means are geometric. Where a seed is not
     finite (or, on a logarithmic axis, not positive) there is no mean: the line has a gap, and a cross in its colour
-    stands at the top of the axes.
+    stands at the top of the axes. `properties` are set on the axes at the end, such as title=, ylabel= and ylim=.
     Raises ValueError for several probes, for lines without a label and for several values of a seed.
     """
     scale = quantity(readings)
@@ -109,6 +108,22 @@ def draw(
     if x == "depth":
         _number_layers(axes)
     _explain(axes, summary, x)
+    axes.set(**properties)
+
+
+def draw_errors(
+    axes: Axes,
+    errors: pd.DataFrame,
+    x: str,
+    by: str,
+    *,
+    labels: Mapping[Any, str] | Sequence[str] | None = None,
+    **properties: Any,
+) -> None:
+    """`draw` for errors in percent, on an axis that shows all of them: from 0, everything right, to 100."""
+    quantity(errors)
+    name = str(errors["probe"].iloc[0]).replace("_", " ")
+    draw(axes, errors, x, by, labels=labels, **{"ylabel": f"{name}, %", "ylim": ALL_ERRORS} | properties)
 
 
 def quantity(readings: pd.DataFrame) -> Scale:
@@ -124,37 +139,16 @@ def theory(axes: Axes, x: Sequence[float] | npt.NDArray[Any], y: Sequence[float]
     axes.plot(x, y, color="black", linewidth=0.9, linestyle=(0, (3, 3)), zorder=5, label="theory")
 
 
-def legend(figure: Figure, side: Literal["right", "top"] = "right", *, of: Sequence[Axes] | None = None) -> None:
-    """One legend for all panels, outside of them, where it hides no data; above them it adds to the figure's height.
+def theory_growth(axes: Axes, readings: pd.DataFrame, rate: float, *, anchor: int | None = None) -> None:
+    """Draws a predicted growth by exp(rate) a layer, through the (geometric) mean that was measured in one layer.
 
-    `of`: the panels whose lines it names, where others have legends of their own.
+    readings: one probe of one condition in the layers over which the line goes; rate: d ln(value) / d layer, from the
+    input, per layer. `anchor`: the layer in which the line meets the measurement, by default the last.
     """
-    entries: dict[str, Any] = {}
-    for axes in figure.axes if of is None else of:
-        handles, labels = axes.get_legend_handles_labels()
-        entries |= {label: handle for label, handle in zip(labels, handles, strict=True) if label not in entries}
-    # First the lines, then what explains them.
-    labels = sorted(entries, key=lambda label: label in (UNDEFINED, "theory") or "interval" in label)
-    handles = [entries[label] for label in labels]
-    if side == "right":
-        figure.legend(handles, labels, loc="outside right upper")
-    else:
-        columns = _columns_that_fit(figure, labels)
-        rows = math.ceil(sum(label.count("\n") + 1 for label in labels) / columns)
-        figure.set_figheight(figure.get_figheight() + LINE_HEIGHT * rows)
-        figure.legend(handles, labels, loc="outside upper left", ncols=columns)
-
-
-def legend_beside(axes: Axes) -> None:
-    """A legend to the right of one panel, for lines that its row has in common."""
-    axes.legend(*_entries([axes]), loc="center left", bbox_to_anchor=(1.02, 0.5), borderaxespad=0)
-
-
-def legend_above(axes: Axes) -> None:
-    """A legend in two columns above one panel, for lines of its own; what bands and bars are, below the last line."""
-    handles, labels = _entries([axes])
-    labels = [label.replace("\n", " ") for label in labels]
-    axes.legend(handles, labels, loc="lower left", bbox_to_anchor=(0, 1.1), ncols=2, borderaxespad=0, columnspacing=1)
+    layers = np.sort(readings["depth"].unique())
+    met = layers[-1] if anchor is None else anchor
+    level = interval(readings[readings["depth"] == met]["value"], log=True).mean
+    theory(axes, layers, level * np.exp(rate * (layers - met)))
 
 
 def log_ticks(axes: Axes, values: pd.Series[Any]) -> None:
@@ -163,16 +157,6 @@ def log_ticks(axes: Axes, values: pd.Series[Any]) -> None:
     tried = sorted(values.unique())
     axes.set_xticks(tried, [f"{value:g}" for value in tried])
     axes.minorticks_off()
-
-
-def _entries(panels: Iterable[Axes]) -> tuple[list[Any], list[str]]:
-    """Handles and labels of all panels, each label once: first the lines, then what explains them."""
-    entries: dict[str, Any] = {}
-    for axes in panels:
-        handles, labels = axes.get_legend_handles_labels()
-        entries = {**dict(zip(labels, handles, strict=True)), **entries}
-    names = sorted(entries, key=lambda label: label in (UNDEFINED, "theory") or "interval" in label)
-    return [entries[name] for name in names], names
 
 
 def _names(labels: Mapping[Any, str] | Iterable[Any]) -> Mapping[Any, str]:
@@ -240,8 +224,3 @@ def _explain(axes: Axes, summary: pd.DataFrame, x: str) -> None:
         axes.plot([], [], color="0.4", label=label, **look)
     if (summary["usable"] < summary["n"]).any():
         axes.plot([], [], color="0.4", marker="x", linestyle="none", label=UNDEFINED)
-
-
-def _columns_that_fit(figure: Figure, labels: list[str]) -> int:
-    widest = max((len(line) for label in labels for line in label.split("\n")), default=1)
-    return max(1, int(figure.get_figwidth() / (0.5 + 0.065 * widest)))

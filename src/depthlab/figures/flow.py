@@ -10,8 +10,9 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from depthlab.figures.axes import draw, legend_above, quantity
+from depthlab.figures.axes import draw, quantity
 from depthlab.figures.heat import COLORS, MISSING, edges
+from depthlab.figures.legends import legend_above
 from depthlab.figures.style import PAGE, panels, style
 
 MOST_COLUMNS = 400

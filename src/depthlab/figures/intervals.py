@@ -105,6 +105,25 @@ def paired(
     return effect.rename("effect")
 
 
+def by_seed(frame: pd.DataFrame) -> pd.Series[float]:
+    """The value of each seed in the rows of one condition, by seed.
+
+    Raises ValueError when there are none or a seed has several.
+    """
+    require_columns(frame, ["seed", "value"])
+    if frame.empty:
+        raise ValueError("no rows to take values of seeds from; check what the readings were filtered by")
+    _require_one_per_seed(frame, [], "seed")
+    return frame.set_index("seed")["value"]
+
+
+def largest_gap(frame: pd.DataFrame) -> pd.Series[float]:
+    """Per seed, the largest |value - predicted| of all conditions, by seed; nan where one of them is."""
+    require_columns(frame, ["seed", "value", "predicted"])
+    gaps = (frame["value"] - frame["predicted"]).abs().groupby(frame["seed"])
+    return gaps.agg(lambda each: each.max(skipna=False))
+
+
 def slopes(
     frame: pd.DataFrame, by: Sequence[str], *, first: int | None = None, last: int | None = None
 ) -> pd.DataFrame:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -13,8 +13,33 @@ from tabulate import tabulate
 
 from depthlab.figures.intervals import Interval, intervals
 
+Cells = Mapping[tuple[Any, ...], object]
+"""Cells of a column, by condition."""
+
 MISSING = "–"
 MOST_DECIMALS = 8
+
+
+def table(rows: pd.DataFrame, by: Mapping[str, str], columns: Mapping[str, pd.DataFrame | Cells | str]) -> pd.DataFrame:
+    """A table with one row per condition of `rows`, in sorted order: what tells it apart, then a cell per column.
+
+    by: columns that tell the conditions apart, and how the table heads them. columns, by their heads: readings with
+    one value per condition and seed, of which the table has the `Interval`; or cells by condition, as `intervals` gives
+    them; or the name of a column of `rows` that is the same all over a condition. Conditions that readings or cells
+    lack have None. Raises ValueError as `intervals` does, and for a named column that varies within a condition.
+    """
+    cells = {
+        head: {_key(condition): cell for condition, cell in _cells(given, by).items()}
+        for head, given in columns.items()
+        if not isinstance(given, str)
+    }
+    lines = []
+    for condition, part in rows.groupby(list(by), dropna=False, sort=True, observed=True):
+        line = dict(zip(by.values(), condition, strict=True))
+        for head, given in columns.items():
+            line[head] = _only(part, given) if isinstance(given, str) else cells[head].get(_key(condition))
+        lines.append(line)
+    return pd.DataFrame(lines)
 
 
 def pivot(frame: pd.DataFrame, rows: Sequence[str], column: str, *, log: bool = False) -> pd.DataFrame:
@@ -91,6 +116,21 @@ def number(value: float, digits: int = 3) -> str:
     if not 1e-3 <= abs(value) < 1e5:
         return f"{value:.{digits - 1}e}"
     return f"{value:.{max(0, digits - 1 - math.floor(math.log10(abs(value))))}f}"
+
+
+def _cells(given: pd.DataFrame | Cells, by: Mapping[str, str]) -> Cells:
+    return intervals(given, list(by)) if isinstance(given, pd.DataFrame) else given
+
+
+def _key(condition: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Settings that are null equal one another, which nan does not."""
+    return tuple(None if pd.isna(value) else value for value in condition)
+
+
+def _only(rows: pd.DataFrame, column: str) -> Any:
+    if rows[column].nunique(dropna=False) != 1:
+        raise ValueError(f"{column} varies within a condition: {', '.join(map(str, rows[column].unique()))}")
+    return rows[column].iloc[0]
 
 
 def _interval_text(cell: Interval) -> str:

@@ -1,0 +1,45 @@
+from typing import Any
+
+import pandas as pd
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from depthlab.figures import draw, legend, legend_beside, panels, select, style
+
+
+def _drawn(readings: pd.DataFrame) -> tuple[Figure, Axes]:
+    with style():
+        figure, (axes,) = panels()
+        draw(axes, select(readings, "grad_norm", step=0), "depth", "model.activation")
+    return figure, axes
+
+
+def test_legend_beside_a_panel_hides_no_data(readings: pd.DataFrame) -> None:
+    figure, axes = _drawn(readings)
+    with style():
+        legend_beside(axes)
+        figure.draw_without_rendering()
+    shown = axes.get_legend()
+    assert shown is not None
+    assert not shown.get_window_extent().overlaps(axes.get_window_extent())
+    assert shown.get_window_extent().x1 <= figure.bbox.x1
+
+
+@pytest.mark.parametrize("side", ["right", "top"])
+def test_legend_hides_no_data(readings: pd.DataFrame, side: Any) -> None:
+    figure, axes = _drawn(readings)
+    height = figure.get_figheight()
+    with style():
+        legend(figure, side)
+        figure.draw_without_rendering()
+    assert not figure.legends[0].get_window_extent().overlaps(axes.get_window_extent())
+    assert (figure.get_figheight() > height) == (side == "top")
+
+
+def test_legend_of_some_panels_names_their_lines_alone() -> None:
+    figure, axes = panels(2)
+    for panel, name in zip(axes, ("here", "elsewhere"), strict=True):
+        panel.plot([0, 1], [0, 1], label=name)
+    legend(figure, of=axes[:1])
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["here"]

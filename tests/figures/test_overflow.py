@@ -1,0 +1,59 @@
+"""Signals that leave float32: the layer in which they do, beside theory."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from depthlab.config import ModelConfig, RunConfig, flat
+from depthlab.figures import finite_everywhere, overflow_depths
+
+DEPTH = 5
+
+
+def run(seed: int, finite: int, *, steps: int = 1, status: str = "diverged", sigma_w: float = 4.0) -> pd.DataFrame:
+    """activation_std of a relu net, finite in so many layers at the first update and in all of them later."""
+    config = RunConfig(model=ModelConfig(depth=DEPTH, activation="relu", init="gaussian", sigma_w=sigma_w))
+    settings = {name: value for name, value in flat(config).items() if name.startswith("model.")}
+    depth = np.arange(1, DEPTH + 1)
+    tables = [
+        pd.DataFrame({"depth": depth, "value": np.where(depth <= finite, 1.0, bad if step == 0 else 1.0)}).assign(
+            step=step
+        )
+        for step, bad in zip(range(steps), (math.inf, 0.0), strict=False)
+    ]
+    run = {"key": f"{seed}/{sigma_w}", "status": status, "seed": seed, "layer": "layer", "probe": "activation_std"}
+    return pd.concat(tables).assign(**run, **settings)
+
+
+def test_first_layer_that_is_not_finite_and_the_update_that_ended_the_run() -> None:
+    rows = pd.concat([run(0, 3), run(1, DEPTH, steps=2), run(2, DEPTH, steps=2, status="done"), run(3, 0)])
+    found = overflow_depths(rows.sample(frac=1, random_state=0), ["model.sigma_w"])
+    assert list(found["seed"]) == [0, 1, 2, 3]
+    assert np.array_equal(found["value"], [4, np.nan, np.nan, 1], equal_nan=True)
+    assert np.array_equal(found["ended"], [0, 1, np.nan, 0], equal_nan=True)
+
+
+def test_prediction_doubles_the_variance_as_relu_does() -> None:
+    """sigma_w = 4: q_1 = 16, and every layer multiplies q by sigma_w^2 / 2 = 8."""
+    found = overflow_depths(run(0, 3), ["model.sigma_w"])
+    wanted = 1 + (math.log(np.finfo(np.float32).max) - math.log(16) / 2) / (math.log(8) / 2)
+    assert found["predicted"].item() == pytest.approx(wanted)
+
+
+def test_nets_without_a_theory_are_refused() -> None:
+    with pytest.raises(ValueError, match="norm='batch'"):
+        overflow_depths(run(0, 3).assign(**{"model.norm": "batch"}), ["model.sigma_w"])
+
+
+def test_a_layer_is_kept_where_every_seed_is_finite() -> None:
+    rows = pd.concat([run(0, 3), run(1, 4), run(0, DEPTH, sigma_w=2.0)])
+    found = finite_everywhere(rows, ["model.sigma_w"])
+    assert found.groupby(["model.sigma_w", "seed"])["depth"].max().to_dict() == {
+        (4.0, 0): 3,
+        (4.0, 1): 3,
+        (2.0, 0): DEPTH,
+    }

@@ -6,13 +6,12 @@ lowest. Bottom: how the first layer's weights are distributed under L1 and L2, e
 under Adam against L2 and decoupled weight decay.
 """
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from depthlab import figures
-from depthlab.figures import Claim, where
+from depthlab.figures import Claim, by_seed, paired, where
 from depthlab.probes import DISTRIBUTION
 
 PROBES = ("validation_error", "train_error", "test_error", "chosen_test_error", "chosen_step", *DISTRIBUTION)
@@ -45,8 +44,7 @@ def named(readings: pd.DataFrame) -> pd.DataFrame:
 
 def errors(readings: pd.DataFrame, probe: str) -> pd.DataFrame:
     """Error after the last update, in percent, of nets that learnt from right labels."""
-    rows = where(figures.outcomes(named(readings), probe), data__label_noise=0)
-    return rows.assign(value=100 * rows["value"])
+    return where(figures.errors(named(readings), probe), data__label_noise=0)
 
 
 def gaps(readings: pd.DataFrame) -> pd.DataFrame:
@@ -57,18 +55,14 @@ def gaps(readings: pd.DataFrame) -> pd.DataFrame:
 
 def added(rows: pd.DataFrame) -> pd.DataFrame:
     """Each value less that without regularization, of the same seed and training set."""
-    reference = where(rows, method="none").set_index([SIZE, "seed"])["value"]
-    found = rows[rows["method"] != "none"]
-    before = reference.reindex(pd.MultiIndex.from_frame(found[[SIZE, "seed"]])).to_numpy()
-    return found.assign(value=found["value"] - before)
+    return figures.less_baseline(rows, "method", "none", by=[SIZE])
 
 
 def shares(readings: pd.DataFrame) -> pd.DataFrame:
     """Share of the first layer's weights up to each size (`edge`), where the L1 subgradient is tried."""
-    rows = named(readings[readings["probe"].isin(DISTRIBUTION) & (readings["depth"] == 1)])
+    rows = named(where(figures.weight_shares(readings), depth=1))
     size = where(rows, method=SUBGRADIENT)[SIZE].iloc[0]
-    rows = where(rows[rows["method"].isin(PENALTIES)], data__train_size=size, data__label_noise=0)
-    return rows.assign(edge=rows["probe"].map(DISTRIBUTION), probe="share of weights")
+    return where(rows[rows["method"].isin(PENALTIES)], data__train_size=size, data__label_noise=0)
 
 
 def wrong(readings: pd.DataFrame, probe: str, noise: float | None = None) -> pd.DataFrame:
@@ -80,121 +74,126 @@ def wrong(readings: pd.DataFrame, probe: str, noise: float | None = None) -> pd.
 
 
 def under_adam(readings: pd.DataFrame) -> pd.DataFrame:
-    """Test error in percent of the nets that Adam trained; L2 and decoupled weight decay by the optimiser's name."""
-    rows = readings[readings["train.optimizer"].isin(["adam", "adamw"])]
-    found = figures.outcomes(rows, "test_error")
-    return found.assign(value=100 * found["value"], probe="test error, %")
-
-
-def tuned_under_adam(readings: pd.DataFrame) -> pd.DataFrame:
-    """The same at the weight decay that validates best, a row for each kind of decay and seed."""
-    rows = readings[readings["train.optimizer"].isin(["adam", "adamw"]) & (readings["train.weight_decay"] > 0)]
-    return under_adam(figures.tuned(rows, "train.weight_decay", ["train.optimizer"]))
+    """Test error of the nets that Adam trained, in percent; the optimiser tells L2 from decoupled weight decay."""
+    return figures.errors(readings[readings["train.optimizer"].isin(["adam", "adamw"])])
 
 
 def table(readings: pd.DataFrame) -> pd.DataFrame:
-    columns = {
-        "training error, %": errors(readings, "train_error"),
-        "test error, %": errors(readings, "test_error"),
-        "gap, points": gaps(readings),
-        "test error of the chosen weights, %": errors(readings, "chosen_test_error"),
-        "chosen update": figures.outcomes(named(readings), "chosen_step").query("`data.label_noise` == 0"),
-    }
+    test = errors(readings, "test_error")
     zeros = where(named(figures.select(readings, "weight_share_up_to_0", step="last")), depth=1, data__label_noise=0)
-    columns["zeros in the first layer, %"] = zeros.assign(value=100 * zeros["value"])
-    cells = {name: figures.intervals(rows, [SIZE, "method"]) for name, rows in columns.items()}
-    order = {method: place for place, method in enumerate((*METHODS[:4], SUBGRADIENT, *METHODS[4:]))}
-    groups = sorted(cells["gap, points"], key=lambda group: (group[0], order[group[1]]))
-    heads = [{"training images": size, "regularizer": method} for size, method in groups]
-    rows = [{name: found[group] for name, found in cells.items()} for group in groups]
-    return pd.DataFrame([head | row for head, row in zip(heads, rows, strict=True)])
+    order = (*METHODS[:4], SUBGRADIENT, *METHODS[4:])
+    return figures.table(
+        test.assign(method=pd.Categorical(test["method"], order)),
+        {SIZE: "training images", "method": "regularizer"},
+        {
+            "training error, %": errors(readings, "train_error"),
+            "test error, %": test,
+            "gap, points": gaps(readings),
+            "test error of the chosen weights, %": errors(readings, "chosen_test_error"),
+            "chosen update": where(figures.outcomes(named(readings), "chosen_step"), data__label_noise=0),
+            "zeros in the first layer, %": figures.percent(zeros),
+        },
+    )
 
 
 def claims(readings: pd.DataFrame) -> list[Claim]:
     gap, test = gaps(readings), errors(readings, "test_error")
-    sizes = sorted(gap[SIZE].unique())
-    middle = sizes[max(0, len(sizes) - 2)]  # few enough to be fitted, too many to be fitted at once
-    five = added(test[test["method"].isin(["none", *NARROWING])])
-    ends = figures.paired(where(gap, method="none"), SIZE, sizes[-1], sizes[0], ratio=True)
-    narrower = added(gap[gap["method"].isin(["none", *NARROWING])])
-    widest = where(narrower, data__train_size=middle).groupby("seed")["value"].max()
-    relative = where(narrower, data__train_size=sizes[0]).groupby("seed")["value"].mean()
-    fewest = where(gap, data__train_size=sizes[0], method="none").set_index("seed")["value"]
-    everything = {name: where(added(rows), data__train_size=sizes[-1]) for name, rows in (("gap", gap), ("test", test))}
-    together = {name: where(rows, method="all").set_index("seed")["value"] for name, rows in everything.items()}
-    smooth = where(added(test), data__train_size=middle, method="label smoothing").set_index("seed")["value"]
-    zeros = where(shares(readings), edge=0.0)
-    small = where(shares(readings), edge=1e-3)
-    memorized = 100 * (
-        wrong(readings, "test_error").set_index("seed")["value"]
-        - wrong(readings, "chosen_test_error").set_index("seed")["value"]
+    return [*claims_on_narrowing(gap, test), *claims_on_test_errors(gap, test), *claims_on_means(readings)]
+
+
+def sizes(rows: pd.DataFrame) -> tuple[int, int, int]:
+    """The fewest images; those few enough to be fitted, but too many to be fitted at once; and the most."""
+    tried = sorted(rows[SIZE].unique())
+    return tried[0], tried[max(0, len(tried) - 2)], tried[-1]
+
+
+def claims_on_narrowing(gap: pd.DataFrame, test: pd.DataFrame) -> list[Claim]:
+    few, middle, most = sizes(gap)
+    narrower, lower = (added(rows[rows["method"].isin(["none", *NARROWING])]) for rows in (gap, test))
+    at_few, at_middle, test_at_middle = (
+        where(rows, data__train_size=size).groupby("seed")["value"]
+        for rows, size in ((narrower, few), (narrower, middle), (lower, middle))
     )
     return [
         Claim(
             statement="More data close the gap.",
-            effect=f"gap without regularization, {sizes[-1]:,} images over {sizes[0]}",
-            values=ends,
+            effect=f"gap without regularization, {most:,} images over {few}",
+            values=paired(where(gap, method="none"), SIZE, most, few, ratio=True),
             at_most=0.33,
         ),
         Claim(
             statement="Dropout, DropConnect, L1, L2 and augmentation each narrow it where data are many.",
             effect=f"gap with - without the regularizer, {middle:,} images, the least narrowing of the five, points",
-            values=widest,
+            values=at_middle.max(),
             at_most=-0.5,
         ),
         Claim(
             statement="They lower the test error by it.",
             effect=f"test error with - without the regularizer, {middle:,} images, mean of the five, points",
-            values=where(five, data__train_size=middle).groupby("seed")["value"].mean(),
+            values=test_at_middle.mean(),
             at_most=0,
         ),
         Claim(
             statement="Where data are few they hardly narrow it: the net fits them all the same.",
-            effect=f"gap with - without the regularizer, {sizes[0]} images, mean of the five, over the gap without",
-            values=relative / fewest,
+            effect=f"gap with - without the regularizer, {few} images, mean of the five, over the gap without",
+            values=at_few.mean() / by_seed(where(gap, data__train_size=few, method="none")),
             at_least=-0.1,
             at_most=0.1,
         ),
+    ]
+
+
+def claims_on_test_errors(gap: pd.DataFrame, test: pd.DataFrame) -> list[Claim]:
+    _, middle, most = sizes(gap)
+    return [
         Claim(
             statement="A narrow gap is not the aim: all together all but close it ...",
-            effect=f"gap, all - none, {sizes[-1]:,} images, points",
-            values=together["gap"],
+            effect=f"gap, all - none, {most:,} images, points",
+            values=by_seed(where(added(gap), data__train_size=most, method="all")),
             at_most=-1,
         ),
         Claim(
             statement="... and cost test error in a training of this length.",
-            effect=f"test error, all - none, {sizes[-1]:,} images, points",
-            values=together["test"],
+            effect=f"test error, all - none, {most:,} images, points",
+            values=by_seed(where(added(test), data__train_size=most, method="all")),
             at_least=1,
         ),
         Claim(
             statement="Label smoothing lowers the test error.",
             effect=f"test error, label smoothing - none, {middle:,} images, points",
-            values=smooth,
+            values=by_seed(where(added(test), data__train_size=middle, method="label smoothing")),
             at_most=0,
         ),
+    ]
+
+
+def claims_on_means(readings: pd.DataFrame) -> list[Claim]:
+    found, last = shares(readings), wrong(readings, "test_error")
+    chosen = wrong(readings, "chosen_test_error")
+    tuned = figures.tuned(readings[readings["train.weight_decay"] > 0], "train.weight_decay", ["train.optimizer"])
+    return [
         Claim(
             statement="L1 makes weights exactly 0 by its proximal step, not by its subgradient ...",
             effect="share of the first layer's weights that are 0, proximal - subgradient",
-            values=figures.paired(zeros, "method", "L1", SUBGRADIENT),
+            values=paired(where(found, edge=0.0), "method", "L1", SUBGRADIENT),
             at_least=0.2,
         ),
         Claim(
             statement="... which only makes them small.",
             effect="share of weights up to 0.001, subgradient - none",
-            values=figures.paired(small, "method", SUBGRADIENT, "none"),
+            values=paired(where(found, edge=1e-3), "method", SUBGRADIENT, "none"),
             at_least=0.2,
         ),
         Claim(
             statement="Where labels are wrong, stopping at the lowest validation error lowers the test error.",
             effect=f"test error, last - chosen weights, {readings['data.label_noise'].max():.0%} wrong labels, points",
-            values=memorized,
+            values=100 * (by_seed(last) - by_seed(chosen)),
             at_least=1,
         ),
         Claim(
             statement="Under Adam, decoupled weight decay does better than L2.",
             effect="test error at the decay that validates best, L2 - decoupled, points",
-            values=figures.paired(tuned_under_adam(readings), "train.optimizer", "adam", "adamw"),
+            values=paired(under_adam(tuned), "train.optimizer", "adam", "adamw"),
             at_least=0,
         ),
     ]
@@ -205,31 +204,12 @@ def draw_choices(axes: Axes, readings: pd.DataFrame) -> None:
     noises = sorted(readings["data.label_noise"].unique())
     names = {noise: f"{noise:.0%} of labels wrong" if noise else "right labels" for noise in noises}
     curves = pd.concat([wrong(readings, "validation_error", noise) for noise in names])
-    curves = curves.assign(value=100 * curves["value"], labels=curves["data.label_noise"].map(names))
-    figures.draw(axes, curves, "step", "labels", labels=list(names.values()))
+    curves = figures.percent(curves).assign(labels=curves["data.label_noise"].map(names))
+    figures.draw(axes, curves, "step", "labels", labels=list(names.values()), ylabel="validation error, %")
     for noise in names:
         chosen = wrong(readings, "chosen_step", noise).set_index("key")["value"]
         at = curves[(curves["data.label_noise"] == noise) & (curves["step"] == curves["key"].map(chosen))]
         axes.plot(at["step"], at["value"], "*", color="black", markersize=5, zorder=6, label="chosen, each seed")
-    axes.set_ylabel("validation error, %")
-    figures.legend_above(axes)
-
-
-def draw_weights(axes: Axes, readings: pd.DataFrame) -> None:
-    """A histogram of |w| in half decades; exact zeros stand apart on the left."""
-    rows = shares(readings).sort_values("edge")
-    bins = rows.assign(value=rows.groupby("key")["value"].diff().fillna(rows["value"]))
-    edges = sorted(DISTRIBUTION.values())
-    middle, zero = 10**-0.25, edges[1] / 100
-    bins = bins.assign(size=(bins["edge"] * middle).where(bins["edge"] > 0, zero))
-    for part in (bins[bins["edge"] == 0], bins[bins["edge"] > 0]):
-        figures.draw(axes, part, "size", "method", labels=list(PENALTIES))
-    ticks = [zero, *edges[1::4]]
-    axes.set_xscale("log")
-    axes.set_xticks(ticks, ["0", *(f"$10^{{{round(np.log10(edge))}}}$" for edge in ticks[1:])])
-    axes.minorticks_off()
-    axes.set(xlabel="size of a weight of the first layer", ylabel="share of weights, in half decades")
-    figures.legend_above(axes)
 
 
 def draw_decays(axes: Axes, readings: pd.DataFrame) -> None:
@@ -237,11 +217,10 @@ def draw_decays(axes: Axes, readings: pd.DataFrame) -> None:
     adam = under_adam(readings)
     names = {"adam": "L2", "adamw": "decoupled"}
     tried = adam[adam["train.weight_decay"] > 0]
-    figures.draw(axes, tried, "train.weight_decay", "train.optimizer", labels=names)
+    figures.draw(axes, tried, "train.weight_decay", "train.optimizer", labels=names, ylabel="test error, %")
     axes.axhline(where(adam, train__weight_decay=0)["value"].mean(), color="0.4", linewidth=0.8, label="no decay")
     figures.log_ticks(axes, tried["train.weight_decay"])
     axes.set_xlabel("weight decay, Adam")
-    figures.legend_above(axes)
 
 
 def figure(readings: pd.DataFrame) -> Figure:
@@ -252,13 +231,15 @@ def figure(readings: pd.DataFrame) -> Figure:
     axes[1].axhline(0, color="0.4", linewidth=0.8)
     both = where(pd.concat([errors(readings, f"{part}_error") for part in ("train", "test")]), method="none")
     kinds = {"train_error": "training error", "test_error": "test error"}
-    both = both.assign(kind=both["probe"].map(kinds), probe="error without regularization, %")
-    figures.draw(axes[2], both, SIZE, "kind", labels=list(kinds.values()))
+    both = both.assign(kind=both["probe"], probe="error without regularization, %")
+    figures.draw(axes[2], both, SIZE, "kind", labels=kinds)
     for panel in axes[:3]:
         figures.log_ticks(panel, readings[SIZE])
-    figures.legend_above(axes[2])
     draw_choices(axes[3], readings)
-    draw_weights(axes[4], readings)
+    figures.draw_distribution(axes[4], shares(readings), "method", labels=PENALTIES)
+    axes[4].set_xlabel("size of a weight of the first layer")
     draw_decays(axes[5], readings)
+    for panel in axes[2:]:
+        figures.legend_above(panel)
     figures.legend(drawing, "top", of=axes[:2])
     return drawing

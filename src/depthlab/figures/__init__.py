@@ -4,6 +4,7 @@ from depthlab.figures.axes import draw, draw_errors, log_ticks, theory, theory_g
 from depthlab.figures.bias_variance import BiasVariance, bias_variance, decompose, independent, residuals
 from depthlab.figures.claims import Claim, permuted
 from depthlab.figures.conditions import deepest, errors, hidden, named, percent
+from depthlab.figures.distribution import draw_distribution, weight_shares
 from depthlab.figures.flow import draw_map, flow
 from depthlab.figures.heat import draw_heat, theory_over
 from depthlab.figures.importance import importance
@@ -13,6 +14,7 @@ from depthlab.figures.intervals import (
     interval,
     intervals,
     largest_gap,
+    less_baseline,
     paired,
     slopes,
     summarize,
@@ -55,6 +57,7 @@ __all__ = [
     "deepest",
     "draw",
     "draw_decisions",
+    "draw_distribution",
     "draw_errors",
     "draw_heat",
     "draw_map",
@@ -70,6 +73,7 @@ __all__ = [
     "legend",
     "legend_above",
     "legend_beside",
+    "less_baseline",
     "log_ticks",
     "markdown",
     "model_of",
@@ -103,6 +107,7 @@ __all__ = [
     "trainable_depths",
     "tuned",
     "updates_until",
+    "weight_shares",
     "where",
     "write",
 ]

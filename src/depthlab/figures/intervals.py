@@ -105,6 +105,23 @@ def paired(
     return effect.rename("effect")
 
 
+def less_baseline(frame: pd.DataFrame, column: str, baseline: object, *, by: Sequence[str] = ()) -> pd.DataFrame:
+    """The rows of all other conditions, each value less that of the same seed, and the same `by`, under `baseline`.
+
+    What `paired` is to two conditions this is to many: rows to draw or to average. A row whose seed lacks the baseline
+    has nan. Raises ValueError when the baseline is absent or a seed has several values under it.
+    """
+    require_columns(frame, [column, *by, "seed", "value"])
+    is_baseline = frame[column] == baseline
+    if not is_baseline.any():
+        raise ValueError(f"no rows with {column}={baseline}; there are {', '.join(map(str, frame[column].unique()))}")
+    _require_one_per_seed(frame[is_baseline], by, "seed")
+    others = frame[~is_baseline]
+    keys = [*by, "seed"]
+    reference = frame[is_baseline].set_index(pd.MultiIndex.from_frame(frame.loc[is_baseline, keys]))["value"]
+    return others.assign(value=others["value"] - reference.reindex(pd.MultiIndex.from_frame(others[keys])).to_numpy())
+
+
 def by_seed(frame: pd.DataFrame) -> pd.Series[float]:
     """The value of each seed in the rows of one condition, by seed.
 

@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from depthlab import theory
+from depthlab import figures, theory
 from depthlab.cli import experiments
 from depthlab.cli.compose import Composer
 from depthlab.config import RunConfig, flat
+from depthlab.figures import half_side, predicted_regions
 
 script = experiments.script("depth_or_width")
 
@@ -70,8 +71,8 @@ def test_runs_that_are_drawn_are_not_counted():
 def test_theory_is_that_of_the_square_of_normalized_points():
     """Pixels 0 and 255 lie half a range from the mean, in units of the standard deviation of the training points."""
     rows = readings(slow, lambda *_: 1.0)
-    found = script.expected(rows[(rows["model.depth"] == 4)])
-    side = script.half_side("spirals")
+    found = predicted_regions(rows[(rows["model.depth"] == 4)])
+    side = half_side("spirals")
     assert 1.9 < side < 2.4
     assert found == theory.expected_regions([14] * 3, half_side=side, sigma_w=np.sqrt(2), sigma_b=0.3)
 
@@ -90,6 +91,6 @@ def parameters(run: RunConfig) -> int:
     """By the script, and by the formula of a plain net from two inputs to two logits."""
     rows = pd.DataFrame([{name: value for name, value in flat(run).items() if name != "probes.names"}])
     layers, width = run.model.depth - 1, run.model.width
-    found = script.parameters(rows)
+    found = figures.parameters(rows)
     assert found == 3 * width + (layers - 1) * (width + 1) * width + 2 * (width + 1)
     return int(found)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from depthlab.figures import by_seed, interval, intervals, largest_gap, paired, select, slopes, summarize
+from depthlab.figures import by_seed, interval, intervals, largest_gap, less_baseline, paired, select, slopes, summarize
 
 VALUES = [0.3, 1.7, 2.2, 0.9, 1.1]
 
@@ -140,6 +140,30 @@ def test_values_by_seed() -> None:
         by_seed(_two_conditions())
     with pytest.raises(ValueError, match="no rows to take values of seeds from"):
         by_seed(part[:0])
+
+
+def test_less_baseline_pairs_seeds_within_groups() -> None:
+    rows = [
+        ("a", 5, 0, 1.0),
+        ("b", 5, 0, 4.0),
+        ("a", 9, 0, 10.0),
+        ("c", 9, 0, 30.0),
+        ("b", 9, 1, 7.0),
+        ("b", 9, 0, 8.0),
+    ]
+    frame = pd.DataFrame(rows, columns=["net", "size", "seed", "value"]).sample(frac=1, random_state=3)
+    found = less_baseline(frame, "net", "a", by=["size"]).set_index(["net", "size", "seed"])["value"]
+    assert found.drop(("b", 9, 1)).to_dict() == {("b", 5, 0): 3.0, ("c", 9, 0): 20.0, ("b", 9, 0): -2.0}
+    assert math.isnan(found["b", 9, 1])
+    pd.testing.assert_series_equal(
+        less_baseline(_two_conditions(), "condition", "a").set_index("seed")["value"].sort_index(),
+        paired(_two_conditions(), "condition", "b", "a"),
+        check_names=False,
+    )
+    with pytest.raises(ValueError, match="no rows with net=d; there are"):
+        less_baseline(frame, "net", "d")
+    with pytest.raises(ValueError, match="several values for seed=0"):
+        less_baseline(frame, "net", "a")
 
 
 def test_largest_gap_is_that_of_any_condition_on_either_side() -> None:

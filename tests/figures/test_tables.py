@@ -91,11 +91,13 @@ def test_table_has_a_row_per_condition(readings: pd.DataFrame) -> None:
             "error": errors,
             "geometric": intervals(relu, ["model.activation", "model.depth"], log=True),
             "rate": "lr",
+            "runs": len,
             "note": {("sigmoid", 10): interval([1.0])},
         },
     )
-    assert list(found.columns) == ["net", "depth", "error", "geometric", "rate", "note"]
+    assert list(found.columns) == ["net", "depth", "error", "geometric", "rate", "runs", "note"]
     assert found[["net", "depth", "rate"]].to_numpy().tolist() == [["relu", 10, 0.1], ["sigmoid", 10, 0.1]]
+    assert list(found["runs"]) == [4, 4]
     assert list(found["note"]) == [None, interval([1.0])]
     assert found["error"][0] == interval(relu["value"])
     assert found["error"][1].mean > 0.8

@@ -31,6 +31,7 @@ from depthlab.figures.predictions import (
     trainable_depths,
 )
 from depthlab.figures.readings import outcomes, over_layers, select, tuned, updates_until, where
+from depthlab.figures.regions import half_side, hidden_widths, parameters, points, predicted_regions
 from depthlab.figures.report import Chapter, chapter, claims_table, page
 from depthlab.figures.results import Experiment, read, redraw, write
 from depthlab.figures.style import COLUMN, PAGE, panels, render, style
@@ -64,7 +65,9 @@ __all__ = [
     "errors",
     "finite_everywhere",
     "flow",
+    "half_side",
     "hidden",
+    "hidden_widths",
     "importance",
     "independent",
     "interval",
@@ -84,11 +87,14 @@ __all__ = [
     "page",
     "paired",
     "panels",
+    "parameters",
     "percent",
     "permuted",
     "pivot",
+    "points",
     "predicted_backward",
     "predicted_depth",
+    "predicted_regions",
     "predicted_through_time",
     "read",
     "redraw",

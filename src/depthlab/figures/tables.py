@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -16,29 +16,27 @@ from depthlab.figures.intervals import Interval, intervals
 Cells = Mapping[tuple[Any, ...], object]
 """Cells of a column, by condition."""
 
+Column = pd.DataFrame | Cells | Callable[[pd.DataFrame], object] | str
+"""What makes the cells of a column, see `table`."""
+
 MISSING = "–"
 MOST_DECIMALS = 8
 
 
-def table(rows: pd.DataFrame, by: Mapping[str, str], columns: Mapping[str, pd.DataFrame | Cells | str]) -> pd.DataFrame:
+def table(rows: pd.DataFrame, by: Mapping[str, str], columns: Mapping[str, Column]) -> pd.DataFrame:
     """A table with one row per condition of `rows`, in sorted order: what tells it apart, then a cell per column.
 
     by: columns that tell the conditions apart, and how the table heads them. columns, by their heads: readings with
     one value per condition and seed, of which the table has the `Interval`; or cells by condition, as `intervals` gives
-    them; or the name of a column of `rows` that is the same all over a condition. Conditions that readings or cells
-    lack have None. Raises ValueError as `intervals` does, and for a named column that varies within a condition.
+    them; or a function of the rows of a condition; or the name of a column of theirs that is the same in all of them.
+    Conditions that readings or cells lack have None. Raises ValueError as `intervals` does, and for a named column that
+    varies within a condition.
     """
-    cells = {
-        head: {_key(condition): cell for condition, cell in _cells(given, by).items()}
-        for head, given in columns.items()
-        if not isinstance(given, str)
-    }
+    fillers = {head: _filler(given, by) for head, given in columns.items()}
     lines = []
     for condition, part in rows.groupby(list(by), dropna=False, sort=True, observed=True):
-        line = dict(zip(by.values(), condition, strict=True))
-        for head, given in columns.items():
-            line[head] = _only(part, given) if isinstance(given, str) else cells[head].get(_key(condition))
-        lines.append(line)
+        cells = {head: fill(condition, part) for head, fill in fillers.items()}
+        lines.append(dict(zip(by.values(), condition, strict=True)) | cells)
     return pd.DataFrame(lines)
 
 
@@ -118,8 +116,15 @@ def number(value: float, digits: int = 3) -> str:
     return f"{value:.{max(0, digits - 1 - math.floor(math.log10(abs(value))))}f}"
 
 
-def _cells(given: pd.DataFrame | Cells, by: Mapping[str, str]) -> Cells:
-    return intervals(given, list(by)) if isinstance(given, pd.DataFrame) else given
+def _filler(given: Column, by: Mapping[str, str]) -> Callable[[tuple[Any, ...], pd.DataFrame], object]:
+    """What makes a cell of a column from a condition and its rows."""
+    if isinstance(given, str):
+        return lambda _, part: _only(part, given)
+    if callable(given):
+        return lambda _, part: given(part)
+    found = intervals(given, list(by)) if isinstance(given, pd.DataFrame) else given
+    cells = {_key(condition): cell for condition, cell in found.items()}
+    return lambda condition, _: cells.get(_key(condition))
 
 
 def _key(condition: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -7,6 +7,7 @@ Panels a, b, d, e and f are of the deepest net. Where learning rates are not tol
 validates best.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -16,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from depthlab import figures, theory
-from depthlab.figures import Claim, where
+from depthlab.figures import Claim, by_seed, deepest, paired, where
 
 PROBES = ("backward_norm", "reconstruction_error", "validation_error", "test_error")
 
@@ -28,8 +29,7 @@ ENSEMBLES: dict[str, Any] = {
     XAVIER: {"activation": "sigmoid", "sigma_w": 1.0},
     RELU: {"activation": "relu", "sigma_w": math.sqrt(2)},
 }
-GUESSING = 90
-"""Error in percent; a run that diverged does no better."""
+GUESSING = 90  # error in percent; a run that diverged does no better
 
 
 def named(readings: pd.DataFrame) -> pd.DataFrame:
@@ -51,20 +51,14 @@ def best(readings: pd.DataFrame) -> pd.DataFrame:
     return figures.tuned(named(readings), "train.lr", ["net", "model.depth", "longer"])
 
 
-def deepest(rows: pd.DataFrame) -> pd.DataFrame:
-    return where(rows, model__depth=rows["model.depth"].max())
-
-
 def errors(readings: pd.DataFrame) -> pd.DataFrame:
-    """Test error in percent after training."""
-    rows = figures.outcomes(readings, "test_error")
-    return rows.assign(value=(100 * rows["value"]).fillna(GUESSING))
+    return figures.errors(readings, diverged=GUESSING)
 
 
 def at_start(readings: pd.DataFrame) -> pd.DataFrame:
     """|dL/dz| of the hidden layers at the first update, which no learning rate has touched yet."""
-    rows = figures.select(where(deepest(best(readings)), longer=False), "backward_norm", step=0)
-    return rows[rows["depth"] < rows["model.depth"]]
+    rows = where(deepest(best(readings)), longer=False)
+    return figures.hidden(figures.select(rows, "backward_norm", step=0))
 
 
 def reconstruction(readings: pd.DataFrame) -> pd.DataFrame:
@@ -79,58 +73,36 @@ def predicted(net: str) -> float:
 
 
 def table(readings: pd.DataFrame) -> pd.DataFrame:
-    rows = []
     tuned = errors(best(readings))
     tuned = tuned.assign(before=tuned["train.pretraining_steps"] * (tuned["model.depth"] - 1))
-    for (net, depth, steps), part in tuned.groupby(["net", "model.depth", "train.steps"], sort=True):
-        rows.append(
-            {
-                "net": net,
-                "depth": depth,
-                "updates before training": part["before"].iloc[0],
-                "updates of training": steps,
-                "best learning rate": part["train.lr"].iloc[0],
-                "test error, %": figures.interval(part["value"]),
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def slope_errors(readings: pd.DataFrame) -> pd.Series:
-    """Per seed, the largest |slope measured - predicted| of the nets as they were drawn."""
-    found = figures.slopes(at_start(readings), ["net"])
-    found = found[found["net"].isin(ENSEMBLES)]
-    return found.assign(value=(found["value"] - found["net"].map(predicted)).abs()).groupby("seed")["value"].max()
+    before = {"net": "net", "model.depth": "depth", "before": "updates before training"}
+    return figures.table(
+        tuned,
+        before | {"train.steps": "updates of training"},
+        {"best learning rate": "train.lr", "test error, %": tuned},
+    )
 
 
 def claims(readings: pd.DataFrame) -> list[Claim]:
     tuned = errors(best(readings))
-    found = deepest(tuned)
-    depth, shallow, total = found["model.depth"].iloc[0], tuned["model.depth"].min(), found["train.steps"].max()
+    return [*claims_on_signals(readings), *claims_on_errors(tuned), *claims_on_rivals(tuned)]
+
+
+def claims_on_signals(readings: pd.DataFrame) -> list[Claim]:
     slopes = figures.slopes(at_start(readings), ["net"])
-    equal, longer = where(found, longer=False), where(found, longer=True)
-    reference = where(equal, net=PRETRAINED).set_index("seed")["value"]
-    scratch = {
-        name: rows[rows["net"].isin([DEFAULT, XAVIER])].groupby("seed")["value"].min()
-        for name, rows in (("equal", equal), ("longer", longer))
-    }
+    drawn = slopes[slopes["net"].isin(ENSEMBLES)]
     lost = where(reconstruction(readings), net=PRETRAINED).groupby("seed")["value"].max()
-    error = f"test error of {depth} layers"
-
-    def after(net: str, rows: pd.DataFrame) -> pd.Series:
-        return where(rows, net=net).set_index("seed")["value"]
-
     return [
         Claim(
             statement="Theory says how fast the gradient vanishes in a net as it was drawn.",
             effect="largest |slope measured - predicted| of three nets, nepers per layer",
-            values=slope_errors(readings),
+            values=figures.largest_gap(drawn.assign(predicted=drawn["net"].map(predicted))),
             at_most=0.15,
         ),
         Claim(
             statement="Pre-training takes the better part of that away before the first update.",
             effect="slope of the backward signal, pre-trained - Xavier, nepers per layer",
-            values=figures.paired(slopes, "net", PRETRAINED, XAVIER),
+            values=paired(slopes, "net", PRETRAINED, XAVIER),
             at_most=-0.75,
         ),
         Claim(
@@ -139,87 +111,102 @@ def claims(readings: pd.DataFrame) -> list[Claim]:
             values=lost.reindex(readings["seed"].unique()),
             at_most=0.5,
         ),
+    ]
+
+
+def lengths(tuned: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, str, int]:
+    """Errors of the deepest nets with equal updates of training and with equal updates in all; what and how many."""
+    found = deepest(tuned)
+    what = f"test error of {found['model.depth'].iloc[0]} layers"
+    return where(found, longer=False), where(found, longer=True), what, found["train.steps"].max()
+
+
+def claims_on_errors(tuned: pd.DataFrame) -> list[Claim]:
+    equal, longer, error, total = lengths(tuned)
+    reference = by_seed(where(equal, net=PRETRAINED))
+    depth, shallow = tuned["model.depth"].max(), tuned["model.depth"].min()
+
+    def from_scratch(rows: pd.DataFrame) -> pd.Series:
+        return rows[rows["net"].isin([DEFAULT, XAVIER])].groupby("seed")["value"].min()
+
+    return [
         Claim(
             statement="It makes a deep sigmoid net trainable.",
             effect=f"{error}, equal updates of training, from scratch (the better init) - pre-trained, points",
-            values=scratch["equal"] - reference,
+            values=from_scratch(equal) - reference,
             at_least=50,
         ),
         Claim(
             statement="The updates that it takes do not do so when they are updates of training.",
             effect=f"{error}, equal updates in all ({total}), from scratch (the better init) - pre-trained, points",
-            values=scratch["longer"] - reference,
+            values=from_scratch(longer) - reference,
             at_least=50,
         ),
         Claim(
             statement="Depth then costs a pre-trained net little.",
             effect=f"test error, pre-trained, {depth} layers - {shallow}, points",
-            values=figures.paired(where(tuned, net=PRETRAINED), "model.depth", depth, shallow),
+            values=paired(where(tuned, net=PRETRAINED), "model.depth", depth, shallow),
             at_most=5,
         ),
+    ]
+
+
+def claims_on_rivals(tuned: pd.DataFrame) -> list[Claim]:
+    equal, longer, error, total = lengths(tuned)
+    reference = by_seed(where(equal, net=PRETRAINED))
+    return [
         Claim(
             statement="Denoising is better than plain autoencoders.",
             effect=f"{error}, corruption 0.25 - 0, points",
-            values=figures.paired(equal, "net", DENOISING, PRETRAINED),
+            values=paired(equal, "net", DENOISING, PRETRAINED),
             at_most=0,
         ),
         Claim(
             statement="A relu net from scratch does about as well with the same updates of training ...",
             effect=f"{error}, relu - pre-trained sigmoid, points",
-            values=figures.paired(equal, "net", RELU, PRETRAINED),
+            values=paired(equal, "net", RELU, PRETRAINED),
             at_most=1,
         ),
         Claim(
             statement="... and better if it is given those of pre-training as well.",
             effect=f"{error}, equal updates in all ({total}), relu - pre-trained sigmoid, points",
-            values=after(RELU, longer) - reference,
+            values=by_seed(where(longer, net=RELU)) - reference,
             at_most=-0.5,
         ),
         Claim(
             statement="Adam, too, makes pre-training unnecessary.",
             effect=f"{error}, equal updates in all ({total}), Adam from scratch - pre-trained, points",
-            values=after(ADAM, longer) - reference,
+            values=by_seed(where(longer, net=ADAM)) - reference,
             at_most=1,
         ),
     ]
 
 
-def draw_errors(axes: Axes, rows: pd.DataFrame, x: str, title: str) -> None:
-    figures.draw(axes, rows, x, "net", labels=NETS)
-    axes.set(ylabel=f"{rows['probe'].iloc[0].replace('_', ' ')}, %", ylim=(-5, 105), title=title)
-
-
 def draw_start(axes: Axes, readings: pd.DataFrame) -> None:
-    """Theory is anchored at the last hidden layer."""
+    """Without Adam, which changes nothing before the first update."""
     rows = at_start(readings)
-    rows = rows[rows["net"] != ADAM]  # which changes nothing before the first update
-    figures.draw(axes, rows, "depth", "net", labels=NETS)
-    layers = np.sort(rows["depth"].unique())
+    rows = rows[rows["net"] != ADAM]
+    figures.draw(axes, rows, "depth", "net", labels=NETS, title="before training")
     for net in ENSEMBLES:
-        end = figures.interval(where(rows, net=net, depth=layers[-1])["value"], log=True).mean
-        figures.theory(axes, layers, end * np.exp(predicted(net) * (layers - layers[-1])))
-    axes.set_title("before training")
+        figures.theory_growth(axes, where(rows, net=net), predicted(net))
 
 
 def figure(readings: pd.DataFrame) -> Figure:
     drawing, axes = figures.panels(3, 2, height=4.6)
     tuned = best(readings)
     depth = tuned["model.depth"].max()
-    curves = deepest(figures.select(tuned, "validation_error"))
-    curves = curves.assign(value=100 * curves["value"])
-    draw_start(axes[0], readings)
-    draw_errors(axes[1], where(curves, longer=False), "step", f"{depth} layers")
-    axes[1].set_xlabel("updates of training")
-    draw_errors(axes[2], where(errors(tuned), longer=False), "model.depth", "best learning rate")
+    curves = figures.percent(deepest(figures.select(tuned, "validation_error")))
     phase = curves["train.pretraining_steps"] * (depth - 1)
     in_all = curves.assign(step=curves["step"] + phase)[curves["longer"] | (phase > 0)]
-    draw_errors(axes[3], in_all, "step", f"{depth} layers")
-    axes[3].set_xlabel("updates in all")
-    figures.draw(axes[4], reconstruction(readings), "depth", "net", labels=NETS)
-    axes[4].set_title("after pre-training")
     tried = where(deepest(errors(named(readings))), longer=False)
     tried = tried[tried["net"] != ADAM]
-    draw_errors(axes[5], tried, "train.lr", "gradient descent")
+    draw = functools.partial(figures.draw_errors, by="net", labels=NETS)
+    draw_start(axes[0], readings)
+    draw(axes[1], where(curves, longer=False), "step", title=f"{depth} layers", xlabel="updates of training")
+    draw(axes[2], where(errors(tuned), longer=False), "model.depth", title="best learning rate")
+    draw(axes[3], in_all, "step", title=f"{depth} layers", xlabel="updates in all")
+    figures.draw(axes[4], reconstruction(readings), "depth", "net", labels=NETS, title="after pre-training")
+    draw(axes[5], tried, "train.lr", title="gradient descent")
     figures.log_ticks(axes[5], tried["train.lr"])
     figures.legend(drawing, "top")
     return drawing

@@ -6,14 +6,16 @@ After training, against the learning rate, in the mean over hidden layers: d: ze
 batch and on the whole validation split; e: units of all rectifiers that are inactive on the split; f: test error.
 """
 
+import functools
 import math
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from depthlab import figures
-from depthlab.figures import Claim, where
+from depthlab.figures import Claim, by_seed, paired, where
 
 PROBES = (
     *("backward_norm", "saturation", "weight_norm", "test_error"),
@@ -48,14 +50,13 @@ def trained(readings: pd.DataFrame, probe: str) -> pd.DataFrame:
 
 
 def errors(readings: pd.DataFrame) -> pd.DataFrame:
-    rows = figures.outcomes(where(readings, train__optimizer="adam"), "test_error")
-    return rows.assign(value=100 * rows["value"])
+    return figures.errors(where(readings, train__optimizer="adam"))
 
 
 def gain(saturation: pd.DataFrame, activation: str) -> pd.Series:
     """What training adds to the saturated share of the first layer, per seed."""
     rows = where(saturation, model__activation=activation, train__lr=SMALL, depth=1)
-    return figures.paired(rows, "step", rows["step"].max(), 0)
+    return paired(rows, "step", rows["step"].max(), 0)
 
 
 def overstated(readings: pd.DataFrame) -> pd.Series:
@@ -66,38 +67,30 @@ def overstated(readings: pd.DataFrame) -> pd.Series:
 
 
 def table(readings: pd.DataFrame) -> pd.DataFrame:
-    shares = {name: trained(readings, probe) for probe, name in SHARES.items()}
-    rows: list[dict[str, object]] = []
-    for (activation, lr), part in errors(readings).groupby(["model.activation", "train.lr"]):
-        rows.append({"activation": RECTIFIERS[str(activation)], "learning rate": lr})
-        for name, each in shares.items():
-            found = where(each, model__activation=activation, train__lr=lr)["value"]
-            rows[-1][name] = figures.interval(found) if len(found) else None
-        rows[-1]["test error, %"] = figures.interval(part["value"])
-    return pd.DataFrame(rows)
+    found = figures.table(
+        errors(readings),
+        {"model.activation": "activation", "train.lr": "learning rate"},
+        {name: trained(readings, probe) for probe, name in SHARES.items()} | {"test error, %": errors(readings)},
+    )
+    return found.assign(activation=found["activation"].map(RECTIFIERS))
 
 
 def claims(readings: pd.DataFrame) -> list[Claim]:
-    signal, saturation = slopes(readings), figures.select(readings, "saturation")
-    sigmoid, hidden, end = (
-        where(signal, model__activation="sigmoid"),
-        saturation["depth"].max(),
-        saturation["step"].max(),
-    )
-    middle = figures.over_layers(
-        where(saturation[saturation["depth"].between(2, hidden - 1)], train__lr=SMALL, step=end)
-    )
-    top = where(saturation, train__lr=HUGE, depth=hidden)
-    top_sigmoid = where(top, model__activation="sigmoid")
-    zeros, inactive = trained(readings, "activation_sparsity"), trained(readings, "validation_inactive_fraction")
-    moderate = where(pd.concat([zeros, inactive]), model__activation="relu", train__lr=MODERATE)
-    weights = where(trained(readings, "weight_norm"), train__lr=LARGE)
-    large, failed = where(inactive, train__lr=LARGE), where(errors(readings), train__lr=LARGE)
+    return [
+        *claims_on_signals(slopes(readings)),
+        *claims_on_saturation(figures.select(readings, "saturation")),
+        *claims_on_dead_units(readings, trained(readings, "validation_inactive_fraction")),
+        *claims_on_leaks(readings),
+    ]
+
+
+def claims_on_signals(signal: pd.DataFrame) -> list[Claim]:
+    sigmoid = where(signal, model__activation="sigmoid")
     return [
         Claim(
             statement="Mean-field theory predicts the slope of the backward signal of sigmoid and tanh nets.",
             effect="largest |slope measured - slope predicted|, nepers per layer",
-            values=(signal["value"] - signal["predicted"]).abs().groupby(signal["seed"]).max(),
+            values=figures.largest_gap(signal),
             at_most=0.05,
         ),
         Claim(
@@ -110,37 +103,53 @@ def claims(readings: pd.DataFrame) -> list[Claim]:
             statement="Saturation takes back what large weights give: at twice the size that the bound asks for, the "
             "sigmoid's gradient still vanishes.",
             effect="slope measured at sigma_w = 8, nepers per layer",
-            values=where(sigmoid, model__sigma_w=8)["value"],
+            values=by_seed(where(sigmoid, model__sigma_w=8)),
             at_least=0.05,
         ),
+    ]
+
+
+def claims_on_saturation(found: pd.DataFrame) -> list[Claim]:
+    hidden, end = found["depth"].max(), found["step"].max()
+    between = where(found[found["depth"].between(2, hidden - 1)], train__lr=SMALL, step=end)
+    top = where(found, train__lr=HUGE, depth=hidden)
+    of_sigmoid = where(top, model__activation="sigmoid")
+    return [
         Claim(
             statement="Training saturates the first layer of sigmoid and tanh nets.",
             effect=f"saturated share after - before training, the smaller of the two, learning rate {SMALL}",
-            values=pd.concat([gain(saturation, name) for name in SIGMOIDS], axis=1).min(axis=1, skipna=False),
+            values=pd.concat([gain(found, name) for name in SIGMOIDS], axis=1).min(axis=1, skipna=False),
             at_least=0.3,
         ),
         Claim(
             statement="Between first and last hidden layer tanh saturates, and the sigmoid hardly does.",
             effect=f"saturated share after training, tanh - sigmoid, learning rate {SMALL}",
-            values=figures.paired(middle, "model.activation", "tanh", "sigmoid"),
+            values=paired(figures.over_layers(between), "model.activation", "tanh", "sigmoid"),
             at_least=0.1,
         ),
         Claim(
             statement="At a large learning rate the sigmoid's last hidden layer saturates early, and comes out again.",
             effect=f"saturated share, highest - last, learning rate {HUGE}",
-            values=top_sigmoid.groupby("seed")["value"].max() - where(top_sigmoid, step=end).set_index("seed")["value"],
+            values=of_sigmoid.groupby("seed")["value"].max() - by_seed(where(of_sigmoid, step=end)),
             at_least=0.3,
         ),
         Claim(
             statement="Tanh's does not come out.",
             effect=f"saturated share after training, learning rate {HUGE}",
-            values=where(top, model__activation="tanh", step=end)["value"],
+            values=by_seed(where(top, model__activation="tanh", step=end)),
             at_least=0.9,
         ),
+    ]
+
+
+def claims_on_dead_units(readings: pd.DataFrame, inactive: pd.DataFrame) -> list[Claim]:
+    both = pd.concat([trained(readings, "activation_sparsity"), inactive])
+    moderate = where(both, model__activation="relu", train__lr=MODERATE)
+    return [
         Claim(
             statement="Relu units die of large learning rates.",
             effect=f"dead share on the validation split, learning rate {LARGE} - {MODERATE}",
-            values=figures.paired(where(inactive, model__activation="relu"), "train.lr", LARGE, MODERATE),
+            values=paired(where(inactive, model__activation="relu"), "train.lr", LARGE, MODERATE),
             at_least=0.3,
         ),
         Claim(
@@ -152,14 +161,27 @@ def claims(readings: pd.DataFrame) -> list[Claim]:
         Claim(
             statement="A sparse relu net is not a dead one.",
             effect=f"share of zeros - dead share on the split, learning rate {MODERATE}",
-            values=figures.paired(moderate, "probe", "activation_sparsity", "validation_inactive_fraction"),
+            values=paired(moderate, "probe", "activation_sparsity", "validation_inactive_fraction"),
             at_least=0.4,
         ),
+    ]
+
+
+def claims_on_leaks(readings: pd.DataFrame) -> list[Claim]:
+    inactive, weights, failed = (
+        where(rows, train__lr=LARGE)
+        for rows in (
+            trained(readings, "validation_inactive_fraction"),
+            trained(readings, "weight_norm"),
+            errors(readings),
+        )
+    )
+    return [
         *(
             Claim(
                 statement=f"{REMEDIES[name]} keeps units alive.",
                 effect=f"inactive share, relu - {RECTIFIERS[name]}, learning rate {LARGE}",
-                values=figures.paired(large, "model.activation", "relu", name),
+                values=paired(inactive, "model.activation", "relu", name),
                 at_least=0.2,
             )
             for name in ("leaky_relu", "very_leaky_relu")
@@ -168,7 +190,7 @@ def claims(readings: pd.DataFrame) -> list[Claim]:
             statement="With a leak of 0.01 the weights burst.",
             effect=f"weight norm after training, mean over layers, {RECTIFIERS['leaky_relu']} over relu, "
             f"learning rate {LARGE}",
-            values=figures.paired(weights, "model.activation", "leaky_relu", "relu", ratio=True),
+            values=paired(weights, "model.activation", "leaky_relu", "relu", ratio=True),
             at_least=1.5,
             log=True,
         ),
@@ -176,7 +198,7 @@ def claims(readings: pd.DataFrame) -> list[Claim]:
             Claim(
                 statement=f"{remedy} saves a net from a learning rate that kills its relus.",
                 effect=f"test error, relu - {RECTIFIERS[name]}, learning rate {LARGE}, points",
-                values=figures.paired(failed, "model.activation", "relu", name),
+                values=paired(failed, "model.activation", "relu", name),
                 at_least=5,
             )
             for name, remedy in REMEDIES.items()
@@ -184,28 +206,34 @@ def claims(readings: pd.DataFrame) -> list[Claim]:
     ]
 
 
-def figure(readings: pd.DataFrame) -> Figure:
-    drawing, axes = figures.panels(2, 3, height=7.6)
-    curves, signal, found = figures.select(readings, "saturation"), slopes(readings), errors(readings)
-    layers = {depth: f"layer {depth}" for depth in sorted(curves["depth"].unique())}
-    for panel, (name, lr) in zip(axes, (("sigmoid", HUGE), ("tanh", SMALL)), strict=False):
-        figures.draw(panel, where(curves, model__activation=name, train__lr=lr), "step", "depth", labels=layers)
-        panel.set(ylim=(-0.03, 1.03), ylabel="saturated share", title=f"{name}, learning rate {lr}")
-    figures.draw(axes[2], signal, "model.sigma_w", "model.activation", labels=SIGMOIDS)
+def draw_slopes(axes: Axes, signal: pd.DataFrame) -> None:
+    """Slope of the backward signal against the size of the weights, its prediction, and the sigmoid's bound."""
+    figures.draw(axes, signal, "model.sigma_w", "model.activation", labels=SIGMOIDS)
     for _, line in signal.groupby("model.activation"):
         at = line.groupby("model.sigma_w")[["predicted", "bound"]].mean()
-        figures.theory(axes[2], at.index.to_numpy(), at["predicted"].to_numpy())
-    axes[2].plot(at.index, at["bound"], color="0.5", linewidth=0.9, label="bound, sigmoid")
-    axes[2].set_ylabel("slope of the backward norm\nat initialization, nepers a layer")
-    figures.log_ticks(axes[2], signal["model.sigma_w"])
+        figures.theory(axes, at.index.to_numpy(), at["predicted"].to_numpy())
+    axes.plot(at.index, at["bound"], color="0.5", linewidth=0.9, label="bound, sigmoid")
+    axes.set_ylabel("slope of the backward norm\nat initialization, nepers a layer")
+    figures.log_ticks(axes, signal["model.sigma_w"])
+
+
+def figure(readings: pd.DataFrame) -> Figure:
+    drawing, axes = figures.panels(2, 3, height=7.6)
+    curves, found = figures.select(readings, "saturation"), errors(readings)
+    layers = {depth: f"layer {depth}" for depth in sorted(curves["depth"].unique())}
+    for panel, (name, lr) in zip(axes, (("sigmoid", HUGE), ("tanh", SMALL)), strict=False):
+        rows = where(curves, model__activation=name, train__lr=lr)
+        title = f"{name}, learning rate {lr}"
+        figures.draw(
+            panel, rows, "step", "depth", labels=layers, ylim=(-0.03, 1.03), ylabel="saturated share", title=title
+        )
+    draw_slopes(axes[2], slopes(readings))
     shares = pd.concat([trained(readings, probe) for probe in SHARES], ignore_index=True)
     of_relu = where(shares, model__activation="relu").rename(columns={"probe": "share"})
     figures.draw(axes[3], of_relu.assign(probe="share, relu"), "train.lr", "share", labels=SHARES)
-    inactive = where(shares, probe="validation_inactive_fraction")
-    figures.draw(axes[4], inactive, "train.lr", "model.activation", labels=RECTIFIERS)
-    figures.draw(
-        axes[5], found.assign(probe="test error, %"), "train.lr", "model.activation", labels=RECTIFIERS, log=True
-    )
+    compare = functools.partial(figures.draw, x="train.lr", by="model.activation", labels=RECTIFIERS)
+    compare(axes[4], where(shares, probe="validation_inactive_fraction"))
+    compare(axes[5], found, log=True, ylabel="test error, %")
     for panel in axes[3:]:
         figures.log_ticks(panel, found["train.lr"])
     for panel in (axes[0], *axes[2:5]):  # b has the lines of a, f those of e

@@ -168,14 +168,10 @@ def claims_on_dead_units(readings: pd.DataFrame, inactive: pd.DataFrame) -> list
 
 
 def claims_on_leaks(readings: pd.DataFrame) -> list[Claim]:
-    inactive, weights, failed = (
-        where(rows, train__lr=LARGE)
-        for rows in (
-            trained(readings, "validation_inactive_fraction"),
-            trained(readings, "weight_norm"),
-            errors(readings),
-        )
+    inactive, weights = (
+        where(trained(readings, probe), train__lr=LARGE) for probe in ("validation_inactive_fraction", "weight_norm")
     )
+    failed = where(errors(readings), train__lr=LARGE)
     return [
         *(
             Claim(
@@ -222,11 +218,8 @@ def figure(readings: pd.DataFrame) -> Figure:
     curves, found = figures.select(readings, "saturation"), errors(readings)
     layers = {depth: f"layer {depth}" for depth in sorted(curves["depth"].unique())}
     for panel, (name, lr) in zip(axes, (("sigmoid", HUGE), ("tanh", SMALL)), strict=False):
-        rows = where(curves, model__activation=name, train__lr=lr)
-        title = f"{name}, learning rate {lr}"
-        figures.draw(
-            panel, rows, "step", "depth", labels=layers, ylim=(-0.03, 1.03), ylabel="saturated share", title=title
-        )
+        figures.draw(panel, where(curves, model__activation=name, train__lr=lr), "step", "depth", labels=layers)
+        panel.set(ylim=(-0.03, 1.03), ylabel="saturated share", title=f"{name}, learning rate {lr}")
     draw_slopes(axes[2], slopes(readings))
     shares = pd.concat([trained(readings, probe) for probe in SHARES], ignore_index=True)
     of_relu = where(shares, model__activation="relu").rename(columns={"probe": "share"})

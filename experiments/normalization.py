@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from depthlab import figures, theory
-from depthlab.figures import Claim, by_seed, deepest, paired, where
+from depthlab.figures import Claim, by_seed, paired, where
 
 PROBES = ("activation_mean", "activation_std", "backward_norm", "train_error", "test_error")
 
@@ -33,7 +33,8 @@ def named(readings: pd.DataFrame) -> pd.DataFrame:
 def errors(readings: pd.DataFrame, probe: str = "train_error") -> pd.DataFrame:
     """Error at the end, in percent, of the nets that are not deep."""
     found = figures.errors(readings, probe, diverged=GUESSING)
-    return found[found["model.depth"] < found["model.depth"].max()]
+    deepest: int = found["model.depth"].max()
+    return found[found["model.depth"] < deepest]
 
 
 def drifts(readings: pd.DataFrame) -> pd.DataFrame:
@@ -53,7 +54,7 @@ def drifts(readings: pd.DataFrame) -> pd.DataFrame:
 
 def signal(readings: pd.DataFrame) -> pd.DataFrame:
     """The backward signal of the deep nets at initialization."""
-    return figures.hidden(deepest(named(figures.select(readings, "backward_norm", step="first"))))
+    return figures.hidden(figures.deepest(named(figures.select(readings, "backward_norm", step="first"))))
 
 
 def slopes(readings: pd.DataFrame) -> pd.DataFrame:

@@ -28,6 +28,7 @@ from depthlab.figures.predictions import (
     model_of,
     predicted_backward,
     predicted_depth,
+    predicted_text,
     trainable_depths,
 )
 from depthlab.figures.readings import outcomes, over_layers, select, tuned, updates_until, where
@@ -95,6 +96,7 @@ __all__ = [
     "predicted_backward",
     "predicted_depth",
     "predicted_regions",
+    "predicted_text",
     "predicted_through_time",
     "read",
     "redraw",

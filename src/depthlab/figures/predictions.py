@@ -82,6 +82,12 @@ def backward_slopes(readings: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     return conditions
 
 
+def predicted_text(slopes: pd.DataFrame) -> str:
+    """The predicted slope of one condition of `backward_slopes` as a cell of a table, with four decimals."""
+    # + 0.0, since what comes of rounding errors may be -0
+    return f"{round(slopes['predicted'].mean(), 4) + 0.0:.4f}"
+
+
 def predicted_depth(readings: pd.DataFrame) -> float:
     """About how many layers still train, 6 xi, under one plain condition whose depth may vary (Schoenholz et al. 2017).
 

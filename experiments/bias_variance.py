@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from depthlab import figures
 from depthlab.config import DATASETS
-from depthlab.figures import Claim, where
+from depthlab.figures import Claim, by_seed, paired, where
 
 PROBES = ("test_residual", "test_loss", "test_error", "train_error")
 
@@ -25,6 +25,7 @@ TERMS = {
 }
 SHARES = {"test_error": "test images", "train_error": "training images"}
 LINES = TERMS | SHARES  # so that all of them look different
+UNIT = "squared error of a test image"
 LOAD = "parameters / (training images x classes)"
 BEFORE = 0.25  # of the threshold: where a net is large enough for the task and too small for the noise
 
@@ -95,108 +96,107 @@ def table(readings: pd.DataFrame) -> pd.DataFrame:
     terms, errors = decomposed(readings), {name: crossed(readings, name) for name in SHARES}
     runs = readings[readings["data.train_size"] == size(readings)]
     loads = pd.Series(load(runs).to_numpy(), runs["model.width"]).groupby(level=0).first()
-    rows = []
-    for (noise, width), part in terms.groupby(["data.label_noise", "model.width"], sort=True):
-        row = {"label noise": noise, "width": width, LOAD: float(loads.to_dict()[width])}
-        row |= {TERMS[term]: figures.interval(where(part, term=term)["value"]) for term in TERMS}
-        for name, found in errors.items():
-            here = where(found, data__label_noise=noise, model__width=width)["value"]
-            row[f"errors on {SHARES[name]}, %"] = figures.interval(here)
-        rows.append(row)
-    return pd.DataFrame(rows)
+    return figures.table(
+        terms,
+        {"data.label_noise": "label noise", "model.width": "width"},
+        {
+            LOAD: lambda part: float(loads[part["model.width"].iloc[0]]),
+            **{name: where(terms, term=term) for term, name in TERMS.items()},
+            **{f"errors on {SHARES[name]}, %": found for name, found in errors.items()},
+        },
+    )
 
 
 def claims(readings: pd.DataFrame) -> list[Claim]:
     terms = decomposed(readings)
+    return [*claims_on_widths(readings, terms), *claims_on_the_peak(readings, terms)]
+
+
+def change(terms: pd.DataFrame, term: str, noise: float, treatment: int, baseline: int) -> pd.Series:
+    """By how much a term is larger at one width than at another, per group of runs."""
+    return paired(where(terms, term=term, data__label_noise=noise), "model.width", treatment, baseline)
+
+
+def claims_on_widths(readings: pd.DataFrame, terms: pd.DataFrame) -> list[Claim]:
     before, at, widest = places(readings)
-    narrowest: int = terms["model.width"].min()
-    noises = sorted(terms["data.label_noise"].unique())
-
-    def change(term: str, noise: float, treatment: int, baseline: int) -> pd.Series:
-        rows = where(terms, term=term, data__label_noise=noise)
-        return figures.paired(rows, "model.width", treatment, baseline)
-
-    clean, noisy = noises[0], noises[-1]
-    found, wrong = (
-        peaks(readings),
-        where(crossed(readings, "train_error"), data__label_noise=noisy, model__width=widest),
-    )
-    few, many = found["data.train_size"].min(), found["data.train_size"].max()
-    relief = change("error", noisy, at, widest)
-    unit = "squared error of a test image"
+    narrowest, noisy = terms["model.width"].min(), terms["data.label_noise"].max()
+    relief = change(terms, "error", noisy, at, widest)
+    wrong = where(crossed(readings, "train_error"), data__label_noise=noisy, model__width=widest)
     return [
         Claim(
             statement="With wrong labels the error rises as a net widens towards the interpolation threshold ...",
-            effect=f"{unit}, width {at} - {before}, label noise {noisy:g}",
-            values=change("error", noisy, at, before),
+            effect=f"{UNIT}, width {at} - {before}, label noise {noisy:g}",
+            values=change(terms, "error", noisy, at, before),
             at_least=0.2,
         ),
         Claim(
             statement="... and falls again beyond it: the curve descends twice.",
-            effect=f"{unit}, width {at} - {widest}, label noise {noisy:g}",
+            effect=f"{UNIT}, width {at} - {widest}, label noise {noisy:g}",
             values=relief,
             at_least=0.2,
         ),
         Claim(
             statement="What falls beyond the threshold is variance.",
             effect=f"share of that fall which is variance's, width {at} - {widest}",
-            values=change("variance", noisy, at, widest) / relief,
+            values=change(terms, "variance", noisy, at, widest) / relief,
             at_least=0.7,
         ),
         Claim(
             statement="Squared bias falls with width.",
             effect=f"squared bias, width {narrowest} - {widest}, label noise {noisy:g}",
-            values=change("bias", noisy, narrowest, widest),
+            values=change(terms, "bias", noisy, narrowest, widest),
             at_least=0.2,
         ),
         Claim(
             statement="The widest net has fitted its training labels, the wrong ones too.",
             effect=f"errors on training images, %, width {widest}, label noise {noisy:g}",
-            values=wrong["value"],
+            values=by_seed(wrong),
             at_most=1,
         ),
+    ]
+
+
+def claims_on_the_peak(readings: pd.DataFrame, terms: pd.DataFrame) -> list[Claim]:
+    _, at, widest = places(readings)
+    clean, noisy = terms["data.label_noise"].min(), terms["data.label_noise"].max()
+    extra = change(terms, "error", noisy, at, widest) - change(terms, "error", clean, at, widest)
+    found = peaks(readings)
+    few, many = found["data.train_size"].min(), found["data.train_size"].max()
+    return [
         Claim(
             statement="Wrong labels make the peak.",
-            effect=f"{unit}, width {at} - {widest}: label noise {noisy:g} - {clean:g}",
-            values=relief - change("error", clean, at, widest),
+            effect=f"{UNIT}, width {at} - {widest}: label noise {noisy:g} - {clean:g}",
+            values=extra,
             at_least=0.2,
         ),
         Claim(
             statement="The peak stands at the interpolation threshold: with more data it moves to wider nets.",
-            effect=f"width of the largest {unit}, {many} over {few} training images (threshold: {many / few:g})",
-            values=figures.paired(found, "data.train_size", many, few, ratio=True),
+            effect=f"width of the largest {UNIT}, {many} over {few} training images (threshold: {many / few:g})",
+            values=paired(found, "data.train_size", many, few, ratio=True),
             at_least=2,
             log=True,
         ),
     ]
 
 
-def threshold(drawing: Figure, panel: int, at: float) -> None:
-    drawing.axes[panel].axvline(
-        at, color="black", linewidth=0.9, linestyle=(0, (3, 3)), label="interpolation threshold"
-    )
-
-
 def figure(readings: pd.DataFrame) -> Figure:
     drawing, axes = figures.panels(2, 2, height=4.8)
-    terms = decomposed(readings).assign(probe="squared error of a test image")
+    terms = decomposed(readings).assign(probe=UNIT)
     noises = sorted(terms["data.label_noise"].unique(), reverse=True)
-    at = width_at_threshold(readings)
-    for panel, noise in enumerate(noises):
-        figures.draw(axes[panel], where(terms, data__label_noise=noise), "model.width", "term", labels=LINES)
-        axes[panel].set_title(f"label noise {noise:g}")
+    for panel, noise in zip(axes, noises, strict=False):
+        rows = where(terms, data__label_noise=noise)
+        figures.draw(panel, rows, "model.width", "term", labels=LINES, title=f"label noise {noise:g}")
     axes[1].set(ylim=axes[0].get_ylim())
+    title = f"label noise {noises[0]:g}"
     shares = pd.concat([crossed(readings, name).assign(images=name) for name in SHARES])
     shares = where(shares, data__label_noise=noises[0]).assign(probe="classified wrongly, %")
-    figures.draw(axes[2], shares, "model.width", "images", labels=LINES)
-    axes[2].set_title(f"label noise {noises[0]:g}")
-    rows = sizes(readings).assign(probe="squared error of a test image")
+    figures.draw(axes[2], shares, "model.width", "images", labels=LINES, title=title)
+    rows = sizes(readings).assign(probe=UNIT)
     names = {n: f"{n} training images" for n in sorted(rows["data.train_size"].unique())}
-    figures.draw(axes[3], rows, LOAD, "data.train_size", labels=names)
-    axes[3].set(xscale="log", title=f"label noise {noises[0]:g}")
-    for panel in range(3):
-        figures.log_ticks(axes[panel], terms["model.width"])
-        threshold(drawing, panel, at)
-    threshold(drawing, 3, 1)
+    figures.draw(axes[3], rows, LOAD, "data.train_size", labels=names, xscale="log", title=title)
+    for panel, threshold in zip(axes, [*[width_at_threshold(readings)] * 3, 1], strict=True):
+        panel.axvline(threshold, color="black", linewidth=0.9, linestyle=(0, (3, 3)), label="interpolation threshold")
+    for panel in axes[:3]:
+        figures.log_ticks(panel, terms["model.width"])
     figures.legend(drawing, "top")
     return drawing

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from depthlab import figures
-from depthlab.figures import Claim, where
+from depthlab.figures import Claim, by_seed, where
 
 PROBES = ("validation_error", "test_error")
 
@@ -91,26 +91,24 @@ def spread(found: pd.DataFrame) -> pd.Series:
 
 def table(readings: pd.DataFrame) -> pd.DataFrame:
     found = choices(readings)
-    rows = []
-    for rule in RULES:
-        part = found[found["rule"] == rule]
-        rows.append(
-            {
-                "rule": rule,
-                "chosen decay": figures.interval(part["decay"], log=True),
-                "the test set's": figures.interval(part["best"], log=True),
-                "same as the test set's, %": figures.interval(100 * (part["decay"] == part["best"])),
-                "test error, %": figures.interval(part["test"]),
-                "regret, points": figures.interval(part["value"]),
-                "test error - cross-validated error, points": figures.interval(part["test"] - part["estimate"]),
-            }
-        )
-    return pd.DataFrame(rows)
+    same = found.assign(value=100 * (found["decay"] == found["best"]))
+    return figures.table(
+        found.assign(rule=pd.Categorical(found["rule"], list(RULES))),
+        {"rule": "rule"},
+        {
+            "chosen decay": figures.intervals(found, ["rule"], value="decay", log=True),
+            "the test set's": figures.intervals(found, ["rule"], value="best", log=True),
+            "same as the test set's, %": same,
+            "test error, %": figures.intervals(found, ["rule"], value="test"),
+            "regret, points": found,
+            "test error - cross-validated error, points": found.assign(value=found["test"] - found["estimate"]),
+        },
+    )
 
 
 def claims(readings: pd.DataFrame) -> list[Claim]:
     found = choices(readings)
-    regret = {rule: where(found, rule=rule).set_index("seed")["value"] for rule in RULES}
+    regret = {rule: by_seed(where(found, rule=rule)) for rule in RULES}
     return [
         Claim(
             statement="Cross-validation chooses nearly as well as the test set would have.",
@@ -156,19 +154,6 @@ def draw_pool(axes: Axes, readings: pd.DataFrame) -> None:
     figures.legend_above(axes)
 
 
-def draw_regret(axes: Axes, found: pd.DataFrame) -> None:
-    """Each pool's regret, and the mean with its interval."""
-    for place, rule in enumerate(RULES):
-        values = where(found, rule=rule)["value"].to_numpy()
-        aside = 0.3 * (np.arange(len(values)) / max(1, len(values) - 1) - 0.5)
-        axes.plot(place + aside, np.sort(values), "o", color="0.7", markersize=2.5)
-        mean = figures.interval(values)
-        reach = [[mean.mean - mean.low], [mean.high - mean.mean]]
-        axes.errorbar([place], [mean.mean], yerr=reach, color="black", marker="D", capsize=3, zorder=5)
-    axes.set_xticks(range(len(RULES)), list(RULES.values()))
-    axes.set_ylabel("regret in test error, points")
-
-
 def draw_spread(axes: Axes, found: pd.DataFrame) -> None:
     """The naive standard error, and the standard deviation over pools with its 95 % interval for normal errors."""
     naive = found.assign(value=found["naive"], probe="spread of the mean of folds, points", kind="naive")
@@ -188,7 +173,8 @@ def figure(readings: pd.DataFrame) -> Figure:
     means = complete(found).melt([DECAY, "seed"], list(names), "kind").assign(probe="error, %")
     figures.draw(axes[1], means, DECAY, "kind", labels=names)
     figures.legend_above(axes[1])
-    draw_regret(axes[2], choices(readings))
+    figures.draw_seeds(axes[2], choices(readings), "rule", labels=RULES)
+    axes[2].set_ylabel("regret in test error, points")
     draw_spread(axes[3], found)
     for panel in (axes[0], axes[1], axes[3]):
         figures.log_ticks(panel, readings[DECAY])

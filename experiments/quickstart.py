@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from depthlab import figures
-from depthlab.figures import Claim
+from depthlab.figures import Claim, deepest, paired, where
 
 PROBES = ("backward_norm", "grad_norm", "test_error")
 
@@ -18,66 +18,50 @@ NETS = {
     ("relu", "torch_default"): "relu, torch default",
     ("relu", "he"): "relu, He",
 }
-LABELS = {name: name for name in NETS.values()}
+LABELS = list(NETS.values())
 
 
 def named(readings: pd.DataFrame) -> pd.DataFrame:
-    pairs = list(readings[["model.activation", "model.init"]].itertuples(index=False, name=None))
-    return readings.assign(net=pd.Series(pairs, index=readings.index).map(NETS))
+    return figures.named(readings, ["model.activation", "model.init"], NETS)
+
+
+def signal(readings: pd.DataFrame) -> pd.DataFrame:
+    """The backward signal at initialization."""
+    return named(figures.select(readings, "backward_norm", step="first"))
 
 
 def slopes(readings: pd.DataFrame) -> pd.DataFrame:
     """Measured and predicted slopes of the backward signal at initialization, per seed."""
-    return figures.backward_slopes(
-        named(figures.select(readings, "backward_norm", step="first")), ["net", "model.depth"]
-    )
+    return figures.backward_slopes(signal(readings), ["net", "model.depth"])
 
 
 def table(readings: pd.DataFrame) -> pd.DataFrame:
-    errors, found = named(figures.outcomes(readings, "test_error")), slopes(readings)
-    rows = []
-    for (net, depth), part in errors.groupby(["net", "model.depth"], sort=True):
-        slope = found[(found["net"] == net) & (found["model.depth"] == depth)]
-        rows.append(
-            {
-                "net": net,
-                "depth": depth,
-                "slope measured": figures.interval(slope["value"]),
-                "slope predicted": f"{round(slope['predicted'].mean(), 4) + 0.0:.4f}",
-                "test error, %": figures.interval(100 * part["value"]),
-            }
-        )
-    return pd.DataFrame(rows)
+    errors, found = named(figures.errors(readings)), slopes(readings)
+    by = {"net": "net", "model.depth": "depth"}
+    predicted = {group: figures.predicted_text(part) for group, part in found.groupby(list(by))}
+    return figures.table(errors, by, {"slope measured": found, "slope predicted": predicted, "test error, %": errors})
 
 
 def claims(readings: pd.DataFrame) -> list[Claim]:
-    found = slopes(readings)
-    deep = found[found["model.depth"] == found["model.depth"].max()]
-    errors = named(figures.outcomes(readings, "test_error"))
-    errors = errors[errors["model.depth"] == errors["model.depth"].max()]
-    deviation = (
-        deep.assign(value=(deep["value"] - deep["predicted"]).abs())
-        .groupby("seed")["value"]
-        .agg(lambda each: each.max(skipna=False))
-    )
+    deep, errors = deepest(slopes(readings)), deepest(named(figures.errors(readings)))
     return [
         Claim(
             statement="In a 20-layer sigmoid net at torch's default init the gradient shrinks layer by layer.",
             effect="factor per layer towards the input",
-            values=np.exp(-deep[deep["net"] == "sigmoid, torch default"]["value"]),
+            values=np.exp(-where(deep, net="sigmoid, torch default")["value"]),
             at_most=0.25,
             log=True,
         ),
         Claim(
             statement="Mean-field theory predicts that rate for all three nets.",
             effect="largest |slope measured - slope predicted|, nepers per layer",
-            values=deviation,
+            values=figures.largest_gap(deep),
             at_most=0.1,
         ),
         Claim(
             statement="Where the gradient lives, the deep net learns; where it has died, it does not.",
             effect="test error, 20 layers, sigmoid at torch's default - relu with He's init, points",
-            values=100 * figures.paired(errors, "net", "sigmoid, torch default", "relu, He"),
+            values=paired(errors, "net", "sigmoid, torch default", "relu, He"),
             at_least=40,
         ),
     ]
@@ -85,17 +69,12 @@ def claims(readings: pd.DataFrame) -> list[Claim]:
 
 def figure(readings: pd.DataFrame) -> Figure:
     drawing, axes = figures.panels(2, 1, height=2.6)
-    signal = figures.select(readings, "backward_norm", step="first")
-    signal = named(
-        signal[(signal["model.depth"] == signal["model.depth"].max()) & (signal["depth"] < signal["model.depth"])]
-    )
-    figures.draw(axes[0], signal, "depth", "net", labels=LABELS)
-    for _, condition in signal.groupby("net"):
+    hidden = figures.hidden(deepest(signal(readings)))
+    figures.draw(axes[0], hidden, "depth", "net", labels=LABELS, title="backward signal at initialization")
+    for _, condition in hidden.groupby("net"):
         figures.theory(axes[0], *figures.predicted_backward(condition))
-    axes[0].set_title("backward signal at initialization")
-    errors = named(figures.outcomes(readings, "test_error"))
-    figures.draw(axes[1], errors.assign(value=100 * errors["value"]), "model.depth", "net", labels=LABELS)
-    axes[1].set_ylabel("test error, %")
+    errors = named(figures.errors(readings))
+    figures.draw(axes[1], errors, "model.depth", "net", labels=LABELS, ylabel="test error, %")
     axes[1].set_xticks(sorted(readings["model.depth"].unique()))
     axes[1].set_title(f"after {readings['train.steps'].max()} updates")
     figures.legend(drawing)

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from depthlab import figures
-from depthlab.figures import Claim
+from depthlab.figures import Claim, by_seed, deepest, paired, where
 
 PROBES = ("backward_norm", "grad_norm", "test_error")
 
@@ -23,71 +23,48 @@ NETS = {  # (activation, init, norm, skip)
     ("relu", "he", "batch", "none"): "... and batch norm",
     ("relu", "he", "batch", "residual"): "... and skips",
 }
-LABELS = {name: name for name in NETS.values()}
+LABELS = list(NETS.values())
 FACTORS = ["model.activation", "model.init", "model.norm", "model.skip"]
 
 
 def plain(readings: pd.DataFrame) -> pd.DataFrame:
-    """What the theory speaks of."""
-    return readings[(readings["model.norm"] == "none") & (readings["model.skip"] == "none")]
+    """The backward signal at initialization of what the theory speaks of."""
+    return where(figures.select(readings, "backward_norm", step="first"), model__norm="none", model__skip="none")
 
 
 def named(readings: pd.DataFrame) -> pd.DataFrame:
     """The six nets of the bottom row, by name."""
-    names = pd.Series(list(readings[FACTORS].itertuples(index=False, name=None)), index=readings.index).map(NETS)
-    return readings.assign(net=names)[names.notna()]
-
-
-def deepest(readings: pd.DataFrame) -> pd.DataFrame:
-    depth: int = readings["model.depth"].max()
-    return readings[readings["model.depth"] == depth]
+    return figures.named(readings, FACTORS, NETS)
 
 
 def span(readings: pd.DataFrame, net: str, step: str) -> np.ndarray:
     """log10 of the gradient norm in the first layer over that in the last hidden one, per seed, in the deepest nets."""
     rows = deepest(named(figures.select(readings, "grad_norm", step=step)))
     rows = rows[(rows["net"] == net) & rows["depth"].isin([1, rows["model.depth"].max() - 1])]
-    return np.log10(figures.paired(rows, "depth", 1, rows["model.depth"].max() - 1, ratio=True))
+    return np.log10(paired(rows, "depth", 1, rows["model.depth"].max() - 1, ratio=True))
 
 
 def table(readings: pd.DataFrame) -> pd.DataFrame:
-    slopes = figures.backward_slopes(
-        plain(figures.select(readings, "backward_norm", step="first")), [*FACTORS, "model.depth"]
+    slopes = figures.backward_slopes(plain(readings), [*FACTORS, "model.depth"])
+    predicted = {group: figures.predicted_text(part) for group, part in slopes.groupby([*FACTORS, "model.depth"])}
+    errors = figures.errors(readings)
+    return figures.table(
+        errors,
+        dict(zip(FACTORS, ["activation", "init", "norm", "skip"], strict=True)) | {"model.depth": "depth"},
+        {"slope measured": slopes, "slope predicted": predicted, "test error, %": errors},
     )
-    errors = figures.outcomes(readings, "test_error")
-    rows = []
-    for (*factors, depth), part in errors.groupby([*FACTORS, "model.depth"], sort=True):
-        slope = slopes[(slopes[[*FACTORS, "model.depth"]] == [*factors, depth]).all(axis=1)]
-        rows.append(
-            dict(zip(["activation", "init", "norm", "skip"], factors, strict=True))
-            | {
-                "depth": depth,
-                "slope measured": figures.interval(slope["value"]) if len(slope) else None,
-                # + 0.0, since the mean of rounding errors may be -0
-                "slope predicted": f"{round(slope['predicted'].mean(), 4) + 0.0:.4f}" if len(slope) else None,
-                "test error, %": figures.interval(100 * part["value"]),
-            }
-        )
-    return pd.DataFrame(rows)
 
 
 def claims(readings: pd.DataFrame) -> list[Claim]:
-    slopes = figures.backward_slopes(
-        plain(figures.select(readings, "backward_norm", step="first")), [*FACTORS, "model.depth"]
-    )
-    deviation = (
-        deepest(slopes.assign(value=(slopes["value"] - slopes["predicted"]).abs()))
-        .groupby("seed")["value"]
-        .agg(lambda each: each.max(skipna=False))
-    )
-    errors = deepest(named(figures.outcomes(readings, "test_error")))
+    slopes = deepest(figures.backward_slopes(plain(readings), [*FACTORS, "model.depth"]))
+    errors = named(deepest(figures.errors(readings)))
     sigmoid, _, _, healthy, normalized, residual = LABELS
-    he = deepest(slopes[(slopes["model.activation"] == "relu") & (slopes["model.init"] == "he")])
+    he = where(slopes, model__activation="relu", model__init="he")
     return [
         Claim(
             statement="Mean-field theory predicts the growth of the backward signal per layer in every plain net.",
             effect="largest |slope measured - slope predicted| of nine deep nets, nepers per layer",
-            values=deviation,
+            values=figures.largest_gap(slopes),
             at_most=0.05,
         ),
         Claim(
@@ -105,7 +82,7 @@ def claims(readings: pd.DataFrame) -> list[Claim]:
         Claim(
             statement="With He's init the backward signal of a relu net neither vanishes nor explodes.",
             effect="slope, nepers per layer",
-            values=he["value"],
+            values=by_seed(he),
             at_least=-0.05,
             at_most=0.05,
         ),
@@ -118,14 +95,14 @@ def claims(readings: pd.DataFrame) -> list[Claim]:
         Claim(
             statement="Where the gradient has vanished nothing is learnt.",
             effect="test error of the deepest sigmoid net, %",
-            values=100 * errors[errors["net"] == sigmoid]["value"],
+            values=by_seed(where(errors, net=sigmoid)),
             at_least=85,
         ),
         Claim(
             statement="A healthy gradient at initialization is not enough: batch norm with skips trains a deep net "
             "that He's init alone does not.",
             effect="test error of the deepest net, He's init alone - with batch norm and skips, points",
-            values=100 * figures.paired(errors, "net", healthy, residual),
+            values=paired(errors, "net", healthy, residual),
             at_least=5,
         ),
     ]
@@ -133,21 +110,16 @@ def claims(readings: pd.DataFrame) -> list[Claim]:
 
 def figure(readings: pd.DataFrame) -> Figure:
     drawing, axes = figures.panels(3, 2, height=4.6)
-    signal = deepest(plain(figures.select(readings, "backward_norm", step="first")))
-    for panel, (activation, rows) in zip(axes, signal.groupby("model.activation"), strict=False):
-        hidden = rows[rows["depth"] < rows["model.depth"]]
-        figures.draw(panel, figures.above_floor(hidden), "depth", "model.init", labels=INITS)
+    for panel, (activation, rows) in zip(axes, deepest(plain(readings)).groupby("model.activation"), strict=False):
+        hidden = figures.hidden(rows)
+        figures.draw(panel, figures.above_floor(hidden), "depth", "model.init", labels=INITS, title=str(activation))
         for _, condition in hidden.groupby("model.init"):
             figures.theory(panel, *figures.predicted_backward(condition))
-        panel.set_title(str(activation))
-    gradients = deepest(named(readings[readings["depth"] < readings["model.depth"]]))
+    gradients = deepest(named(figures.hidden(readings)))
     for panel, (step, when) in zip(axes[3:], {"first": "at initialization", "last": "trained"}.items(), strict=False):
         rows = figures.select(gradients, "grad_norm", step=step)
-        figures.draw(panel, figures.above_floor(rows), "depth", "net", labels=LABELS)
-        panel.set_title(when)
-    errors = named(figures.outcomes(readings, "test_error"))
-    figures.draw(axes[5], errors.assign(value=100 * errors["value"]), "model.depth", "net", labels=LABELS)
-    axes[5].set(ylabel="test error, %", ylim=(-5, 105), title="trained")
+        figures.draw(panel, figures.above_floor(rows), "depth", "net", labels=LABELS, title=when)
+    figures.draw_errors(axes[5], named(figures.errors(readings)), "model.depth", "net", labels=LABELS, title="trained")
     figures.log_ticks(axes[5], readings["model.depth"])
     for panel in (axes[1], axes[2], axes[4]):
         panel.set_ylabel("")

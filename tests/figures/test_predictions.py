@@ -15,6 +15,7 @@ from depthlab.figures.predictions import (
     log_backward_norm,
     predicted_backward,
     predicted_depth,
+    predicted_text,
     trainable_depths,
 )
 
@@ -71,6 +72,12 @@ def test_a_prediction_is_of_the_layers_that_are_measured():
     assert found["predicted"].item() == pytest.approx(slope)
     earlier, _ = np.polyfit(profile.layer[within], profile.log_backward_norm[:-2], 1)
     assert abs(slope - earlier) > 0.001
+
+
+def test_slopes_that_are_predicted_to_be_0_are_not_minus_0():
+    found = pd.DataFrame({"predicted": [-1e-9, 0.0]})
+    assert predicted_text(found) == "0.0000"
+    assert predicted_text(found + 0.34567) == "0.3457"
 
 
 def test_a_net_below_the_floor_has_no_slope_and_is_not_lost():

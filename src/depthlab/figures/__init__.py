@@ -35,6 +35,7 @@ from depthlab.figures.readings import outcomes, over_layers, select, tuned, upda
 from depthlab.figures.regions import half_side, hidden_widths, parameters, points, predicted_regions
 from depthlab.figures.report import Chapter, chapter, claims_table, page
 from depthlab.figures.results import Experiment, read, redraw, write
+from depthlab.figures.seeds import draw_seeds
 from depthlab.figures.style import COLUMN, PAGE, panels, render, style
 from depthlab.figures.tables import csv, markdown, pivot, table
 from depthlab.figures.through_time import predicted_through_time, states, time_slopes
@@ -63,6 +64,7 @@ __all__ = [
     "draw_errors",
     "draw_heat",
     "draw_map",
+    "draw_seeds",
     "errors",
     "finite_everywhere",
     "flow",

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from depthlab import figures
-from depthlab.figures import Claim
+from depthlab.figures import Claim, paired, where
 
 PROBES = ("batch_error", "validation_error", "train_error", "test_error", "grad_norm")
 
@@ -24,34 +24,31 @@ def ends(readings: pd.DataFrame) -> list[int]:
 
 def change(readings: pd.DataFrame, probe: str, skip: str) -> pd.Series:
     """Error of the deepest net less that of the shallowest, in points, per seed."""
-    errors = figures.outcomes(readings, probe)
     shallow, deep = ends(readings)
-    return 100 * figures.paired(errors[errors["model.skip"] == skip], "model.depth", deep, shallow)
+    return paired(where(figures.errors(readings, probe), model__skip=skip), "model.depth", deep, shallow)
 
 
 def gradient_ratio(readings: pd.DataFrame, step: str) -> pd.Series:
     """Gradient norm of the deepest plain net, first over last hidden layer, per seed."""
-    depth = ends(readings)[1]
-    rows = figures.select(readings, "grad_norm", step=step)
-    rows = rows[(rows["model.skip"] == "none") & (rows["model.depth"] == depth)]
-    return figures.paired(rows, "depth", 1, depth - 1, ratio=True)
+    rows = figures.deepest(where(figures.select(readings, "grad_norm", step=step), model__skip="none"))
+    return paired(rows, "depth", 1, rows["model.depth"].max() - 1, ratio=True)
 
 
 def table(readings: pd.DataFrame) -> pd.DataFrame:
-    rows = []
-    for (skip, depth), _ in readings.groupby(["model.skip", "model.depth"], sort=True):
-        row: dict[str, object] = {"net": SKIPS[str(skip)], "depth": depth}
-        for probe in ("train_error", "validation_error", "test_error"):
-            errors = figures.outcomes(readings, probe)
-            part = errors[(errors["model.skip"] == skip) & (errors["model.depth"] == depth)]
-            row[f"{probe.replace('_', ' ')}, %"] = figures.interval(100 * part["value"])
-        rows.append(row)
-    return pd.DataFrame(rows)
+    found = figures.table(
+        readings,
+        {"model.skip": "net", "model.depth": "depth"},
+        {
+            f"{probe.replace('_', ' ')}, %": figures.errors(readings, probe)
+            for probe in ("train_error", "validation_error", "test_error")
+        },
+    )
+    return found.assign(net=found["net"].map(SKIPS))
 
 
 def claims(readings: pd.DataFrame) -> list[Claim]:
     shallow, deep = ends(readings)
-    errors = figures.outcomes(readings, "test_error")
+    errors = figures.deepest(figures.errors(readings))
     span = f"{deep} layers - {shallow} layers, points"
     return [
         Claim(
@@ -75,7 +72,7 @@ def claims(readings: pd.DataFrame) -> list[Claim]:
         Claim(
             statement="At the largest depth, skips lower the test error.",
             effect=f"test error at {deep} layers, plain - residual, points",
-            values=100 * figures.paired(errors[errors["model.depth"] == deep], "model.skip", "none", "residual"),
+            values=paired(errors, "model.skip", "none", "residual"),
             at_least=5,
         ),
         Claim(
@@ -104,17 +101,13 @@ def windows(readings: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(step=middle).groupby([*keys, "step"], dropna=False)["value"].mean().reset_index()
 
 
-def in_percent(readings: pd.DataFrame) -> pd.DataFrame:
-    return readings.assign(value=100 * readings["value"])
-
-
 def named(readings: pd.DataFrame, what: pd.Series) -> pd.DataFrame:
     """Lines of a panel: "plain, WHAT" and "residual, WHAT"."""
     return readings.assign(line=readings["model.skip"].map(SKIPS) + ", " + what)
 
 
-def lines(*what: str) -> dict[str, str]:
-    return {f"{net}, {each}": f"{net}, {each}" for net in SKIPS.values() for each in what}
+def lines(*what: str) -> list[str]:
+    return [f"{net}, {each}" for net in SKIPS.values() for each in what]
 
 
 def figure(readings: pd.DataFrame) -> Figure:
@@ -125,23 +118,21 @@ def figure(readings: pd.DataFrame) -> Figure:
         "validation error, %": figures.select(readings, "validation_error"),
     }
     for panel, (label, errors) in zip(axes, curves.items(), strict=False):
-        compared = in_percent(errors[errors["model.depth"].isin([shallow, deep])])
+        compared = figures.percent(errors[errors["model.depth"].isin([shallow, deep])])
         depths = compared["model.depth"].astype(str) + " layers"
-        figures.draw(
-            panel, named(compared, depths), "step", "line", labels=lines(f"{shallow} layers", f"{deep} layers")
-        )
-        panel.set_ylabel(label)
+        labels = lines(f"{shallow} layers", f"{deep} layers")
+        figures.draw(panel, named(compared, depths), "step", "line", labels=labels, ylabel=label)
     ends_on = [
-        figures.outcomes(readings, probe).assign(images=images, probe="error")
+        figures.errors(readings, probe).assign(images=images, probe="error")
         for probe, images in (("train_error", "training images"), ("test_error", "test images"))
     ]
-    final = in_percent(pd.concat(ends_on))
+    final = pd.concat(ends_on)
     figures.draw(
         axes[2], named(final, final["images"]), "model.depth", "line", labels=lines("training images", "test images")
     )
     axes[2].set_ylabel("error at the end, %")
     axes[2].set_xticks(sorted(readings["model.depth"].unique()))
-    hidden = readings[(readings["depth"] < readings["model.depth"]) & (readings["model.depth"] == deep)]
+    hidden = figures.hidden(figures.deepest(readings))
     when = {"first": "at initialization", "last": "trained"}
     profiles = pd.concat([figures.select(hidden, "grad_norm", step=step).assign(when=when[step]) for step in when])
     figures.draw(axes[3], named(profiles, profiles["when"]), "depth", "line", labels=lines(*when.values()))

@@ -6,12 +6,15 @@ saturation. Bottom: that gradient during training; test error against saturation
 learning rate. Where learning rates are not told apart, each loss has the one that validates best.
 """
 
+import functools
+
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from depthlab import figures, theory
-from depthlab.figures import Claim, where
+from depthlab.figures import Claim, by_seed, paired, where
 
 PROBES = ("backward_norm", "validation_error", "test_error")
 
@@ -49,27 +52,26 @@ def plateau(readings: pd.DataFrame) -> pd.DataFrame:
 
 
 def table(readings: pd.DataFrame) -> pd.DataFrame:
-    tuned = best(readings)
-    start, delay, errors = at_start(readings), plateau(tuned), figures.outcomes(tuned, "test_error")
-    rows = []
-    for (loss, bias), part in errors.groupby(["train.loss", "model.head_bias"], sort=True):
-        here = [where(each, train__loss=loss, model__head_bias=bias)["value"] for each in (start, delay)]
-        rows.append(
-            {
-                "loss": LOSSES[str(loss)],
-                "initial logit": f"{bias:g}",
-                "gradient into the head": figures.interval(here[0], log=True),
-                "best learning rate": part["train.lr"].iloc[0],
-                "updates to half the errors": figures.interval(here[1]),
-                "test error, %": figures.interval(100 * part["value"]),
-            }
-        )
-    return pd.DataFrame(rows)
+    errors = figures.errors(best(readings))
+    conditions = ["train.loss", "model.head_bias"]
+    found = figures.table(
+        errors,
+        dict(zip(conditions, ("loss", "initial logit"), strict=True)),
+        {
+            "gradient into the head": figures.intervals(at_start(readings), conditions, log=True),
+            "best learning rate": "train.lr",
+            "updates to half the errors": plateau(best(readings)),
+            "test error, %": errors,
+        },
+    )
+    return found.assign(
+        **{"loss": found["loss"].map(LOSSES), "initial logit": found["initial logit"].map("{:g}".format)}
+    )
 
 
 def deviation(start: pd.DataFrame) -> pd.Series:
     """Per seed, the largest |ln(measured / predicted)|, both over cross-entropy's value without saturation."""
-    reference = where(start, train__loss="cross_entropy", model__head_bias=0).set_index("seed")["value"]
+    reference = by_seed(where(start, train__loss="cross_entropy", model__head_bias=0))
     predicted = [gradient(*row) for row in start[["train.loss", "model.head_bias"]].itertuples(index=False)]
     ratio = start["value"] / start["seed"].map(reference) / predicted * gradient("cross_entropy", 0)
     deviations = start.assign(value=np.abs(np.log(ratio)))
@@ -78,16 +80,16 @@ def deviation(start: pd.DataFrame) -> pd.Series:
 
 def cost(errors: pd.DataFrame, loss: str, bias: float) -> pd.Series:
     """What saturation adds to the test error, in points, per seed."""
-    return 100 * figures.paired(where(errors, train__loss=loss), "model.head_bias", bias, 0)
+    return paired(where(errors, train__loss=loss), "model.head_bias", bias, 0)
 
 
 def claims(readings: pd.DataFrame) -> list[Claim]:
     start, tuned = at_start(readings), best(readings)
-    delays, errors = plateau(tuned), figures.outcomes(tuned, "test_error")
+    delays, errors = plateau(tuned), figures.errors(tuned)
     worst: float = readings["model.head_bias"].max()
 
     def change(loss: str) -> pd.Series:
-        return figures.paired(where(start, train__loss=loss), "model.head_bias", SHOWN, 0, ratio=True)
+        return paired(where(start, train__loss=loss), "model.head_bias", SHOWN, 0, ratio=True)
 
     return [
         Claim(
@@ -113,7 +115,7 @@ def claims(readings: pd.DataFrame) -> list[Claim]:
         Claim(
             statement="Squared error of a saturated softmax begins with a plateau, at its best learning rate too.",
             effect=f"updates to half the errors, squared error of softmax - cross-entropy, initial logit {SHOWN}",
-            values=figures.paired(where(delays, model__head_bias=SHOWN), "train.loss", "brier", "cross_entropy"),
+            values=paired(where(delays, model__head_bias=SHOWN), "train.loss", "brier", "cross_entropy"),
             at_least=50,
         ),
         Claim(
@@ -126,37 +128,34 @@ def claims(readings: pd.DataFrame) -> list[Claim]:
         Claim(
             statement="The square alone is not to blame: taken of the logits it learns from the same start.",
             effect=f"test error, initial logit {worst:g}, squared error of softmax - of logits, points",
-            values=100 * figures.paired(where(errors, model__head_bias=worst), "train.loss", "brier", "mse"),
+            values=paired(where(errors, model__head_bias=worst), "train.loss", "brier", "mse"),
             at_least=50,
         ),
     ]
 
 
-def in_percent(drawing: Figure, panel: int, rows: pd.DataFrame, x: str, title: str) -> None:
-    axes = drawing.axes[panel]
-    figures.draw(axes, rows.assign(value=100 * rows["value"]), x, "train.loss", labels=LOSSES)
-    axes.set(ylabel=f"{rows['probe'].iloc[0].replace('_', ' ')}, %", ylim=(-5, 105), title=title)
+def draw_theory(axes: Axes, start: pd.DataFrame) -> None:
+    """The closed form, to the scale of cross-entropy's value without saturation."""
+    unsaturated = where(start, train__loss="cross_entropy", model__head_bias=0)["value"]
+    scale = figures.interval(unsaturated, log=True).mean / gradient("cross_entropy", 0)
+    biases = np.linspace(0, start["model.head_bias"].max(), 50)
+    for loss in LOSSES:
+        figures.theory(axes, biases, np.array([scale * gradient(loss, bias) for bias in biases]))
 
 
 def figure(readings: pd.DataFrame) -> Figure:
     drawing, axes = figures.panels(3, 2, height=4.6)
-    tuned = best(readings)
-    start, curves = at_start(readings), figures.select(tuned, "validation_error")
-    figures.draw(axes[0], start, "model.head_bias", "train.loss", labels=LOSSES)
-    unsaturated = where(start, train__loss="cross_entropy", model__head_bias=0)["value"]
-    scale = figures.interval(unsaturated, log=True).mean / gradient("cross_entropy", 0)
-    biases = np.linspace(0, readings["model.head_bias"].max(), 50)
-    for loss in LOSSES:
-        figures.theory(axes[0], biases, np.array([scale * gradient(loss, bias) for bias in biases]))
-    axes[0].set_title("at initialization")
-    in_percent(drawing, 1, where(curves, model__head_bias=0), "step", "initial logit 0")
-    in_percent(drawing, 2, where(curves, model__head_bias=SHOWN), "step", f"initial logit {SHOWN}")
-    figures.draw(axes[3], where(into_head(tuned), model__head_bias=SHOWN), "step", "train.loss", labels=LOSSES)
-    axes[3].set_title(f"initial logit {SHOWN}")
-    in_percent(drawing, 4, figures.outcomes(tuned, "test_error"), "model.head_bias", "best learning rate")
-    worst = readings["model.head_bias"].max()
-    failed = where(figures.outcomes(readings, "test_error"), model__head_bias=worst)
-    in_percent(drawing, 5, failed, "train.lr", f"initial logit {worst:g}")
+    tuned, worst = best(readings), readings["model.head_bias"].max()
+    curves, errors = figures.percent(figures.select(tuned, "validation_error")), figures.errors(readings)
+    draw = functools.partial(figures.draw, by="train.loss", labels=LOSSES)
+    draw_errors = functools.partial(figures.draw_errors, by="train.loss", labels=LOSSES)
+    draw(axes[0], at_start(readings), "model.head_bias", title="at initialization")
+    draw_theory(axes[0], at_start(readings))
+    draw_errors(axes[1], where(curves, model__head_bias=0), "step", title="initial logit 0")
+    draw_errors(axes[2], where(curves, model__head_bias=SHOWN), "step", title=f"initial logit {SHOWN}")
+    draw(axes[3], where(into_head(tuned), model__head_bias=SHOWN), "step", title=f"initial logit {SHOWN}")
+    draw_errors(axes[4], figures.errors(tuned), "model.head_bias", title="best learning rate")
+    draw_errors(axes[5], where(errors, model__head_bias=worst), "train.lr", title=f"initial logit {worst:g}")
     figures.log_ticks(axes[5], readings["train.lr"])
     figures.legend(drawing, "top")
     return drawing

@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from depthlab import figures
-from depthlab.figures import Claim, where
+from depthlab.figures import Claim, by_seed, paired, where
 
 PROBES = ("test_error",)
 
@@ -39,10 +39,9 @@ def way(run: pd.Series) -> str | None:
 
 def errors(readings: pd.DataFrame) -> pd.DataFrame:
     """Test error of each run in percent, and its way; a run that diverged answers at random."""
-    rows = figures.outcomes(readings, "test_error")
-    classes = len(rows["data.classes"].iloc[0]) if "data.classes" in rows else 0
-    guessing = 100 - 100 / (classes or 10)
-    return rows.assign(value=(100 * rows["value"]).fillna(guessing), way=rows.apply(way, axis=1))
+    classes = len(readings["data.classes"].iloc[0]) if "data.classes" in readings else 0
+    rows = figures.errors(readings, diverged=100 - 100 / (classes or 10))
+    return rows.assign(way=rows.apply(way, axis=1))
 
 
 def by_size(readings: pd.DataFrame) -> pd.DataFrame:
@@ -83,13 +82,13 @@ def claims(readings: pd.DataFrame) -> list[Claim]:
     frozen, trained = (where(blocks, copied=name) for name in COPIED)
     last = blocks["transfer.copied"].max()
     size = blocks["data.train_size"].iloc[0]
-    scratch = reference(readings).set_index("seed")["value"]
+    scratch = by_seed(reference(readings))
 
     def gain(rows: pd.DataFrame) -> pd.Series:
-        return figures.paired(rows, "way", SCRATCH, TUNED)
+        return paired(rows, "way", SCRATCH, TUNED)
 
     def over_scratch(rows: pd.DataFrame, count: int) -> pd.Series:
-        return where(rows, transfer__copied=count).set_index("seed")["value"] - scratch
+        return by_seed(where(rows, transfer__copied=count)) - scratch
 
     return [
         Claim(
@@ -108,25 +107,25 @@ def claims(readings: pd.DataFrame) -> list[Claim]:
         Claim(
             statement="A smaller learning rate protects the backbone where examples are fewest.",
             effect=f"test error with {few} examples, fine-tuned - fine-tuned with a tenth of the rate, points",
-            values=figures.paired(least, "way", TUNED, SLOW),
+            values=paired(least, "way", TUNED, SLOW),
             at_least=0,
         ),
         Claim(
             statement="Frozen features of the source beat frozen random features.",
             effect=f"test error with {many} examples, linear head, random - copied, points",
-            values=figures.paired(most, "way", RANDOM, FROZEN),
+            values=paired(most, "way", RANDOM, FROZEN),
             at_least=5,
         ),
         Claim(
             statement="With many examples a frozen backbone costs more than it gives ...",
             effect=f"test error with {many} examples, frozen with a linear head - from scratch, points",
-            values=figures.paired(most, "way", FROZEN, SCRATCH),
+            values=paired(most, "way", FROZEN, SCRATCH),
             at_least=2,
         ),
         Claim(
             statement="... and a larger head does not make up for it.",
             effect=f"test error with {many} examples, frozen with an MLP head - from scratch, points",
-            values=figures.paired(most, "way", FROZEN_MLP, SCRATCH),
+            values=paired(most, "way", FROZEN_MLP, SCRATCH),
             at_least=2,
         ),
         Claim(
@@ -138,7 +137,7 @@ def claims(readings: pd.DataFrame) -> list[Claim]:
         Claim(
             statement="The last are specific: frozen up to the head, error rises.",
             effect=f"test error with {size} examples, frozen, {last} blocks - 1 block, points",
-            values=figures.paired(frozen, "transfer.copied", last, 1),
+            values=paired(frozen, "transfer.copied", last, 1),
             at_least=5,
         ),
         Claim(

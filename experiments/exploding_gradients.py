@@ -107,16 +107,15 @@ def table(readings: pd.DataFrame) -> pd.DataFrame:
 
 
 def claims(readings: pd.DataFrame) -> list[Claim]:
-    # recurrent nets, each at its best gain and learning rate
-    cells = errors(figures.tuned(best(readings), GAIN, ["net"]))
-    return [*claims_in_depth(readings), *claims_in_time(in_time(readings), cells), *claims_of_clipping(readings, cells)]
+    return [
+        *claims_on_chaos(chaos(readings), figures.backward_slopes(at_start(readings), [GAIN])),
+        *claims_on_overflow(figures.overflow_depths(overflow(readings), [GAIN, DEPTH])),
+        *claims_in_time(in_time(readings)),
+        *claims_on_cells(readings, errors(figures.tuned(best(readings), GAIN, ["net"]))),
+    ]
 
 
-def claims_in_depth(readings: pd.DataFrame) -> list[Claim]:
-    trained, growth = chaos(readings), figures.backward_slopes(at_start(readings), [GAIN])
-    over = figures.overflow_depths(overflow(readings), [GAIN, DEPTH])
-    is_deeper = over[DEPTH] > over["predicted"]
-    missed = over.assign(value=over["value"] / over["predicted"], predicted=1)[is_deeper]
+def claims_on_chaos(trained: pd.DataFrame, growth: pd.DataFrame) -> list[Claim]:
     depths, gains = (sorted(trained[each].unique()) for each in (DEPTH, GAIN))
     deep, edge, far = depths[-1], gains[0], gains[-1]
     return [
@@ -144,6 +143,13 @@ def claims_in_depth(readings: pd.DataFrame) -> list[Claim]:
             values=paired(where(trained, model__sigma_w=gains[-2]), DEPTH, deep, depths[0]),
             at_least=30,
         ),
+    ]
+
+
+def claims_on_overflow(over: pd.DataFrame) -> list[Claim]:
+    is_deeper = over[DEPTH] > over["predicted"]
+    missed = over.assign(value=over["value"] / over["predicted"], predicted=1)[is_deeper]
+    return [
         Claim(
             statement="A relu net's activations leave float32 in the layer that theory names.",
             effect="largest |layer measured / layer predicted - 1|",
@@ -159,7 +165,7 @@ def claims_in_depth(readings: pd.DataFrame) -> list[Claim]:
     ]
 
 
-def claims_in_time(found: pd.DataFrame, cells: pd.DataFrame) -> list[Claim]:
+def claims_in_time(found: pd.DataFrame) -> list[Claim]:
     growth, at = figures.time_slopes(found, ["net", GAIN]), "|dL/dh_1| / |dL/dh_T| at initialization"
 
     def reach(net: str) -> pd.Series:
@@ -193,27 +199,26 @@ def claims_in_time(found: pd.DataFrame, cells: pd.DataFrame) -> list[Claim]:
             at_least=10,
             log=True,
         ),
+    ]
+
+
+def claims_on_cells(readings: pd.DataFrame, tuned: pd.DataFrame) -> list[Claim]:
+    """`tuned`: errors of all recurrent nets, each at its best gain and learning rate."""
+    fast = where(shown(readings), train__lr=FAST)
+    peaks = spikes(readings).groupby(["clipped", "seed"])["value"].agg(lambda each: each.max(skipna=False))
+    return [
         Claim(
             statement="That pays: an LSTM with the bias beats the one without, each at its best learning rate.",
             effect="test error, without - with, points",
-            values=paired(cells, "net", "LSTM", BIASED),
+            values=paired(tuned, "net", "LSTM", BIASED),
             at_least=0.5,
         ),
         Claim(
             statement="It beats vanilla cells of every gain.",
             effect="test error, best vanilla - LSTM with forget bias 3, points",
-            values=paired(cells, "net", "vanilla", BIASED),
+            values=paired(tuned, "net", "vanilla", BIASED),
             at_least=3,
         ),
-    ]
-
-
-def claims_of_clipping(readings: pd.DataFrame, cells: pd.DataFrame) -> list[Claim]:
-    fast = where(shown(readings), train__lr=FAST)
-    peaks = (
-        spikes(readings).groupby(["clipped", "seed"])["value"].agg(lambda each: each.max(skipna=False)).reset_index()
-    )
-    return [
         Claim(
             statement="Where gradients explode, clipping lets a vanilla cell train at a rate where it fails without.",
             effect=f"test error at learning rate {FAST:g}, sigma_w = {SHOWN:g}, not clipped - clipped, points",
@@ -230,7 +235,7 @@ def claims_of_clipping(readings: pd.DataFrame, cells: pd.DataFrame) -> list[Clai
         Claim(
             statement="Clipping does not cure what vanishes: the LSTM stays better than the best clipped vanilla cell.",
             effect="test error, clipped vanilla - LSTM with forget bias 3, points",
-            values=paired(cells, "net", "vanilla, clipped", BIASED),
+            values=paired(tuned, "net", "vanilla, clipped", BIASED),
             at_least=3,
         ),
     ]

@@ -64,9 +64,8 @@ def table(readings: pd.DataFrame) -> pd.DataFrame:
             "test error, %": errors,
         },
     )
-    return found.assign(
-        **{"loss": found["loss"].map(LOSSES), "initial logit": found["initial logit"].map("{:g}".format)}
-    )
+    found["initial logit"] = found["initial logit"].map("{:g}".format)
+    return found.assign(loss=found["loss"].map(LOSSES))
 
 
 def deviation(start: pd.DataFrame) -> pd.Series:
@@ -84,10 +83,10 @@ def cost(errors: pd.DataFrame, loss: str, bias: float) -> pd.Series:
 
 
 def claims(readings: pd.DataFrame) -> list[Claim]:
-    start, tuned = at_start(readings), best(readings)
-    delays, errors = plateau(tuned), figures.errors(tuned)
-    worst: float = readings["model.head_bias"].max()
+    return [*claims_on_gradients(at_start(readings)), *claims_on_errors(best(readings))]
 
+
+def claims_on_gradients(start: pd.DataFrame) -> list[Claim]:
     def change(loss: str) -> pd.Series:
         return paired(where(start, train__loss=loss), "model.head_bias", SHOWN, 0, ratio=True)
 
@@ -112,6 +111,12 @@ def claims(readings: pd.DataFrame) -> list[Claim]:
             at_least=1,
             log=True,
         ),
+    ]
+
+
+def claims_on_errors(tuned: pd.DataFrame) -> list[Claim]:
+    delays, errors, worst = plateau(tuned), figures.errors(tuned), tuned["model.head_bias"].max()
+    return [
         Claim(
             statement="Squared error of a saturated softmax begins with a plateau, at its best learning rate too.",
             effect=f"updates to half the errors, squared error of softmax - cross-entropy, initial logit {SHOWN}",

@@ -76,19 +76,19 @@ def row(size: object, backbone: str, count: object, part: pd.DataFrame) -> dict[
 
 
 def claims(readings: pd.DataFrame) -> list[Claim]:
-    sizes, blocks = by_size(readings), by_blocks(readings)
+    sizes = by_size(readings)
     few, many = sizes["data.train_size"].min(), sizes["data.train_size"].max()
     least, most = where(sizes, data__train_size=few), where(sizes, data__train_size=many)
-    frozen, trained = (where(blocks, copied=name) for name in COPIED)
-    last = blocks["transfer.copied"].max()
-    size = blocks["data.train_size"].iloc[0]
-    scratch = by_seed(reference(readings))
+    return [
+        *claims_on_fine_tuning(least, most, few, many),
+        *claims_on_frozen_features(most, many),
+        *claims_on_blocks(by_blocks(readings), by_seed(reference(readings))),
+    ]
 
+
+def claims_on_fine_tuning(least: pd.DataFrame, most: pd.DataFrame, few: int, many: int) -> list[Claim]:
     def gain(rows: pd.DataFrame) -> pd.Series:
         return paired(rows, "way", SCRATCH, TUNED)
-
-    def over_scratch(rows: pd.DataFrame, count: int) -> pd.Series:
-        return by_seed(where(rows, transfer__copied=count)) - scratch
 
     return [
         Claim(
@@ -110,6 +110,11 @@ def claims(readings: pd.DataFrame) -> list[Claim]:
             values=paired(least, "way", TUNED, SLOW),
             at_least=0,
         ),
+    ]
+
+
+def claims_on_frozen_features(most: pd.DataFrame, many: int) -> list[Claim]:
+    return [
         Claim(
             statement="Frozen features of the source beat frozen random features.",
             effect=f"test error with {many} examples, linear head, random - copied, points",
@@ -128,10 +133,17 @@ def claims(readings: pd.DataFrame) -> list[Claim]:
             values=paired(most, "way", FROZEN_MLP, SCRATCH),
             at_least=2,
         ),
+    ]
+
+
+def claims_on_blocks(blocks: pd.DataFrame, scratch: pd.Series) -> list[Claim]:
+    frozen, trained = (where(blocks, copied=name) for name in COPIED)
+    last, size = blocks["transfer.copied"].max(), blocks["data.train_size"].iloc[0]
+    return [
         Claim(
             statement="The first block is general: copied and frozen it costs nothing.",
             effect=f"test error with {size} examples, first block frozen - from scratch, points",
-            values=over_scratch(frozen, 1),
+            values=by_seed(where(frozen, transfer__copied=1)) - scratch,
             at_most=1,
         ),
         Claim(
@@ -143,7 +155,7 @@ def claims(readings: pd.DataFrame) -> list[Claim]:
         Claim(
             statement="Trained on, all of them can be copied without harm.",
             effect=f"test error with {size} examples, {last} blocks copied and trained on - from scratch, points",
-            values=over_scratch(trained, last),
+            values=by_seed(where(trained, transfer__copied=last)) - scratch,
             at_most=1,
         ),
     ]

@@ -57,8 +57,11 @@ def table(readings: pd.DataFrame) -> pd.DataFrame:
 
 def claims(readings: pd.DataFrame) -> list[Claim]:
     slopes = deepest(figures.backward_slopes(plain(readings), [*FACTORS, "model.depth"]))
-    errors = named(deepest(figures.errors(readings)))
-    sigmoid, _, _, healthy, normalized, residual = LABELS
+    return [*claims_on_signals(readings, slopes), *claims_on_errors(named(deepest(figures.errors(readings))))]
+
+
+def claims_on_signals(readings: pd.DataFrame, slopes: pd.DataFrame) -> list[Claim]:
+    sigmoid, _, _, _, normalized, _ = LABELS
     he = where(slopes, model__activation="relu", model__init="he")
     return [
         Claim(
@@ -92,6 +95,12 @@ def claims(readings: pd.DataFrame) -> list[Claim]:
             values=span(readings, normalized, "first"),
             at_least=0.5,
         ),
+    ]
+
+
+def claims_on_errors(errors: pd.DataFrame) -> list[Claim]:
+    sigmoid, _, _, healthy, _, residual = LABELS
+    return [
         Claim(
             statement="Where the gradient has vanished nothing is learnt.",
             effect="test error of the deepest sigmoid net, %",

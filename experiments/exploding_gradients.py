@@ -293,5 +293,5 @@ def figure(readings: pd.DataFrame) -> Figure:
     draw_depth(axes[:3], readings)
     draw_time(axes[3:6], readings)
     draw_clipping(axes[6:], readings)
-    figures.legend(drawing, "top")
+    figures.legend(drawing, "top", first=[*SIGMAS.values(), *NETS])
     return drawing

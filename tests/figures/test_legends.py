@@ -5,7 +5,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from depthlab.figures import draw, legend, legend_beside, panels, select, style
+from depthlab.figures import draw, legend, legend_beside, panels, select, style, theory
 
 
 def _drawn(readings: pd.DataFrame) -> tuple[Figure, Axes]:
@@ -43,3 +43,18 @@ def test_legend_of_some_panels_names_their_lines_alone() -> None:
         panel.plot([0, 1], [0, 1], label=name)
     legend(figure, of=axes[:1])
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["here"]
+
+
+def test_lines_that_the_first_panel_lacks_stand_where_they_are_asked_for(readings: pd.DataFrame) -> None:
+    gradients = select(readings, "grad_norm", step=0)
+    names = ["relu", "sigmoid", "tanh"]
+    with style():
+        figure, (left, right) = panels(2)
+        theory(left, [1, 10], [1.0, 1.0])
+        draw(left, gradients[gradients["model.activation"] != "relu"], "depth", "model.activation", labels=names)
+        draw(right, gradients, "depth", "model.activation", labels=names)
+        legend(figure, first=names[:2])
+        legend(figure)
+    mended, usual = ([text.get_text() for text in each.get_texts()][:3] for each in figure.legends)
+    assert mended == names
+    assert usual == ["sigmoid", "tanh", "relu"]

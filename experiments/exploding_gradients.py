@@ -10,12 +10,11 @@ the one that validates best.
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from depthlab import figures, theory
+from depthlab import figures
 from depthlab.figures import Claim, paired, where
 
 PROBES = ("backward_norm", "activation_std", "grad_norm", "validation_error", "train_error", "test_error")
@@ -30,7 +29,6 @@ CELLS = {
 NETS = [*CELLS.values(), "vanilla, clipped"]
 GUESSING = 90  # error in percent; a run that diverged does no better
 SHOWN, FAST = 1.5, 0.1  # the recurrent gain and the learning rate at which clipping is shown
-RELU_STD = np.sqrt(0.5 * (1 - 1 / np.pi))  # standard deviation of relu(z) over that of a centred Gaussian z
 
 
 def feedforward(readings: pd.DataFrame, activation: str) -> pd.DataFrame:
@@ -248,16 +246,9 @@ def draw_depth(axes: Sequence[Axes], readings: pd.DataFrame) -> None:
     for _, part in signal.groupby(GAIN):
         figures.theory(axes[0], *figures.predicted_backward(part))
     figures.draw_errors(axes[1], chaos(readings), DEPTH, GAIN, labels=SIGMAS, title="tanh")
-    rows = figures.finite_everywhere(figures.hidden(figures.deepest(where(overflow(readings), step=0))), [GAIN])
-    figures.draw(axes[2], rows, "depth", GAIN, labels=SIGMAS, ylim=(1e-2, 1e44), title="relu, at start")
-    layers = np.arange(1, rows[DEPTH].max())
-    for sigma_w in rows[GAIN].unique():
-        lines = theory.profile(len(layers) + 1, activation="relu", sigma_w=sigma_w)
-        figures.theory(axes[2], layers, RELU_STD * np.sqrt(lines.variance[:-1]))
-    axes[2].axhline(float(np.finfo(np.float32).max), color="black", linewidth=0.6)
-    at = axes[2].get_yaxis_transform()
-    axes[2].text(0.65, 1e39, "end of float32", transform=at, ha="center", va="bottom", fontsize="small")
-    axes[2].set_ylabel("s.d. of activation")
+    layers = figures.hidden(figures.deepest(where(overflow(readings), step=0)))
+    figures.draw_overflow(axes[2], layers, GAIN, labels=SIGMAS)
+    axes[2].set_title("relu, at start")
 
 
 def draw_time(axes: Sequence[Axes], readings: pd.DataFrame) -> None:

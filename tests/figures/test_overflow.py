@@ -9,7 +9,14 @@ import pandas as pd
 import pytest
 
 from depthlab.config import ModelConfig, RunConfig, flat
-from depthlab.figures import finite_everywhere, overflow_depths
+from depthlab.figures import (
+    draw_overflow,
+    finite_everywhere,
+    overflow_depths,
+    panels,
+    predicted_activation_std,
+    style,
+)
 
 DEPTH = 5
 
@@ -57,3 +64,25 @@ def test_a_layer_is_kept_where_every_seed_is_finite() -> None:
         (4.0, 1): 3,
         (2.0, 0): DEPTH,
     }
+
+
+def test_activations_are_predicted_from_the_moments_of_half_a_gaussian() -> None:
+    """q_l = 16, 128, ...; the mean of relu(z) is sqrt(q / 2 pi), its second moment q / 2."""
+    layers, values = predicted_activation_std(run(0, 3))
+    q = 16 * 8.0 ** np.arange(DEPTH - 1)
+    assert layers.tolist() == list(range(1, DEPTH))
+    assert values == pytest.approx(np.sqrt(q / 2 - q / (2 * np.pi)))
+    with pytest.raises(ValueError, match="for relu alone; given tanh"):
+        predicted_activation_std(run(0, 3).assign(**{"model.activation": "tanh"}))
+
+
+def test_lines_end_where_a_seed_does_and_theory_goes_on() -> None:
+    rows = pd.concat([run(0, 3), run(1, 2), run(0, DEPTH, sigma_w=2.0), run(1, DEPTH, sigma_w=2.0)])
+    with style():
+        _, (axes,) = panels()
+        draw_overflow(axes, rows[rows["depth"] < DEPTH], "model.sigma_w", labels={2.0: "two", 4.0: "four"})
+    lines = {line.get_label(): line for line in axes.lines if line.get_label() in ("two", "four")}
+    assert [len(lines[name].get_xdata()) for name in ("two", "four")] == [4, 2]
+    predicted = [line for line in axes.lines if line.get_label() == "theory"]
+    assert [len(line.get_xdata()) for line in predicted] == [4, 4]
+    assert "end of float32" in [text.get_text() for text in axes.texts]

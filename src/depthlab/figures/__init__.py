@@ -20,7 +20,7 @@ from depthlab.figures.intervals import (
     summarize,
 )
 from depthlab.figures.legends import legend, legend_above, legend_beside
-from depthlab.figures.overflow import finite_everywhere, overflow_depths
+from depthlab.figures.overflow import draw_overflow, finite_everywhere, overflow_depths, predicted_activation_std
 from depthlab.figures.plane import decisions, draw_decisions
 from depthlab.figures.predictions import (
     above_floor,
@@ -64,6 +64,7 @@ __all__ = [
     "draw_errors",
     "draw_heat",
     "draw_map",
+    "draw_overflow",
     "draw_seeds",
     "errors",
     "finite_everywhere",
@@ -95,6 +96,7 @@ __all__ = [
     "permuted",
     "pivot",
     "points",
+    "predicted_activation_std",
     "predicted_backward",
     "predicted_depth",
     "predicted_regions",

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 
 from depthlab import nets, theory
+from depthlab.figures.axes import draw
+from depthlab.figures.axes import theory as theory_line
 from depthlab.figures.predictions import model_of
+
+RELU_STD = np.sqrt(0.5 * (1 - 1 / np.pi))
+"""Standard deviation of relu(z) over that of a centred Gaussian z."""
+
+SHOWN = (1e-2, 1e44)
+"""Limits of the axis, some decades beyond float32's largest number, 3.4e38."""
 
 
 def overflow_depths(readings: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
@@ -34,3 +44,33 @@ def finite_everywhere(readings: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame
     """The rows of layers in which every seed of a condition has a finite value; a mean over some would mislead."""
     finite = readings.assign(finite=np.isfinite(readings["value"]))
     return readings[finite.groupby([*by, "depth"], dropna=False, observed=True)["finite"].transform("all")]
+
+
+def predicted_activation_std(readings: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Layers 1..depth-1 and the predicted standard deviation of their activations, of one plain relu condition.
+
+    sqrt(q_l (1 - 1/pi) / 2), with q_l the variance of the pre-activations: half of a centred Gaussian's second moment,
+    less the square of its mean, sqrt(q_l / (2 pi)). Raises ValueError for other activations.
+    """
+    model = model_of(readings)
+    theory.check_applies(norm=model.norm, skip=model.skip, dropout=model.dropout, family=model.family)
+    if model.activation != "relu":
+        raise ValueError(f"the standard deviation of activations is predicted for relu alone; given {model.activation}")
+    sigma_w, sigma_b = nets.scales(model)
+    found = theory.profile(model.depth, activation="relu", sigma_w=sigma_w, sigma_b=sigma_b)
+    return np.arange(1, model.depth), RELU_STD * np.sqrt(found.variance[:-1])
+
+
+def draw_overflow(axes: Axes, readings: pd.DataFrame, by: str, *, labels: Mapping[Any, str]) -> None:
+    """Draws activation_std of plain relu nets of one depth over layers, with theory, up to the end of float32.
+
+    readings: of hidden layers at one step; `by` tells conditions apart (see `draw`). Layers that are not finite for
+    every seed are left out.
+    """
+    finite = finite_everywhere(readings, [by])
+    draw(axes, finite, "depth", by, labels=labels, ylim=SHOWN, ylabel="s.d. of activation")
+    for _, condition in finite.groupby(by, sort=False):
+        theory_line(axes, *predicted_activation_std(condition))
+    axes.axhline(float(np.finfo(np.float32).max), color="black", linewidth=0.6)
+    at = axes.get_yaxis_transform()
+    axes.text(0.65, 1e39, "end of float32", transform=at, ha="center", va="bottom", fontsize="small")

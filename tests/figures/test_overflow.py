@@ -22,16 +22,12 @@ DEPTH = 5
 
 
 def run(seed: int, finite: int, *, steps: int = 1, status: str = "diverged", sigma_w: float = 4.0) -> pd.DataFrame:
-    """activation_std of a relu net, finite in so many layers at the first update and in all of them later."""
+    """activation_std of a relu net, finite in so many layers at the first update and in none later."""
     config = RunConfig(model=ModelConfig(depth=DEPTH, activation="relu", init="gaussian", sigma_w=sigma_w))
     settings = {name: value for name, value in flat(config).items() if name.startswith("model.")}
     depth = np.arange(1, DEPTH + 1)
-    tables = [
-        pd.DataFrame({"depth": depth, "value": np.where(depth <= finite, 1.0, bad if step == 0 else 1.0)}).assign(
-            step=step
-        )
-        for step, bad in zip(range(steps), (math.inf, 0.0), strict=False)
-    ]
+    values = [np.where(depth <= finite, 1.0, math.inf), np.full(DEPTH, math.inf)]
+    tables = [pd.DataFrame({"depth": depth, "step": step, "value": values[step]}) for step in range(steps)]
     run = {"key": f"{seed}/{sigma_w}", "status": status, "seed": seed, "layer": "layer", "probe": "activation_std"}
     return pd.concat(tables).assign(**run, **settings)
 

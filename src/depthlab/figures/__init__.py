@@ -1,10 +1,15 @@
-"""From a long table of readings to figures, tables and claims."""
+"""From a long table of readings to figures, tables and claims.
 
+Most figures are drawn without torch; what counts regions or bins weights is imported when it is asked for.
+"""
+
+from typing import TYPE_CHECKING
+
+from depthlab._later import later
 from depthlab.figures.axes import draw, draw_errors, log_ticks, theory, theory_growth
 from depthlab.figures.bias_variance import BiasVariance, bias_variance, decompose, independent, residuals
 from depthlab.figures.claims import Claim, permuted
 from depthlab.figures.conditions import deepest, errors, hidden, named, percent
-from depthlab.figures.distribution import draw_distribution, weight_shares
 from depthlab.figures.flow import draw_map, flow
 from depthlab.figures.heat import draw_heat, theory_over
 from depthlab.figures.importance import importance
@@ -32,13 +37,16 @@ from depthlab.figures.predictions import (
     trainable_depths,
 )
 from depthlab.figures.readings import outcomes, over_layers, select, tuned, updates_until, where
-from depthlab.figures.regions import half_side, hidden_widths, parameters, points, predicted_regions
 from depthlab.figures.report import Chapter, chapter, claims_table, page
 from depthlab.figures.results import Experiment, read, redraw, write
 from depthlab.figures.seeds import draw_seeds
 from depthlab.figures.style import COLUMN, PAGE, panels, render, style
 from depthlab.figures.tables import csv, markdown, pivot, table
 from depthlab.figures.through_time import predicted_through_time, states, time_slopes
+
+if TYPE_CHECKING:
+    from depthlab.figures.distribution import draw_distribution, weight_shares
+    from depthlab.figures.regions import half_side, hidden_widths, parameters, points, predicted_regions
 
 __all__ = [
     "COLUMN",
@@ -123,3 +131,16 @@ __all__ = [
     "where",
     "write",
 ]
+
+MODULES = {
+    "distribution": ("draw_distribution", "weight_shares"),
+    "regions": ("half_side", "hidden_widths", "parameters", "points", "predicted_regions"),
+}
+__getattr__ = later(
+    __name__, {name: f"depthlab.figures.{module}:{name}" for module, names in MODULES.items() for name in names}
+)
+
+
+def __dir__() -> list[str]:
+    """Completion finds what is imported late."""
+    return __all__

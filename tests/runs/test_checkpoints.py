@@ -232,15 +232,15 @@ def test_weights_and_momentum_are_the_same(tmp_path: Path) -> None:
 
 def test_what_was_left_out_of_a_checkpoint_would_be_seen(undisturbed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The comparison above has teeth: each part of the state matters."""
-    state = Trial._state
+    state = Trial.state
     expected = undisturbed(STOPPED_EARLY)
     for part in ("optimizer", "rows"):
-        fresh = Trial(STOPPED_EARLY, CPU)._state()
+        fresh = Trial(STOPPED_EARLY, CPU).state()
 
         def forgetful(self: Trial, part: str = part, fresh: dict[str, Any] = fresh) -> dict[str, Any]:
             return {**state(self), part: fresh[part]}
 
-        monkeypatch.setattr(Trial, "_state", forgetful)
+        monkeypatch.setattr(Trial, "state", forgetful)
         run = Run.of(STOPPED_EARLY)
         with pytest.raises(Stopped):
             execute(STOPPED_EARLY, device=CPU, progress=asking(5))

@@ -45,9 +45,17 @@ class SweepConfig:
 
     engine: str = choice("local", ENGINES, "what trains the runs of a sweep; hydra/launcher=NAME is the same")
     workers: int | None = number(
-        None, "runs trained at once (null: one for each core; on a GPU, one; on a cluster, as many as it takes)", low=1
+        None,
+        "runs trained at once (null: one for each core, fewer where memory, or that of a GPU, is short; on a cluster "
+        "as many as it takes)",
+        low=1,
     )
-    threads: int | None = number(None, "threads of each run (null: one in a sweep or for an MLP, else all)", low=1)
+    threads: int | None = number(
+        None,
+        "threads of each run (null: one; of a CNN all cores when it is trained alone, and in a sweep those that are "
+        "idle where memory is short)",
+        low=1,
+    )
     gpus: int = number(0, "GPUs of each run, where the engine hands them out (submitit, ray)")
 
     checkpoint_seconds: float = number(

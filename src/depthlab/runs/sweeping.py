@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from depthlab.config import RunConfig, SweepConfig
-from depthlab.runs.engines import count_of, engine_of
+from depthlab.runs.engines import engine_of
+from depthlab.runs.packing import pack
 from depthlab.runs.progress import tell
 from depthlab.runs.run import is_finished
 from depthlab.runs.sources import sources
@@ -30,14 +31,13 @@ def sweep(configs: Iterable[RunConfig], *, device: torch.device | str, launch: S
 
     Runs from whose weights others start come first, where their weights are not there, and are counted as well.
 
-    Processes of one thread each, as many as there are cores: many small runs share a machine better so than one after
-    the other with all threads, and a run's bits do not depend on how many run beside it.
+    Processes of one thread each, as many as there are cores, or fewer where memory is short (see `packing.pack`).
 
     device: a name such as auto is resolved where a run is trained, which need not be this machine.
     Raises ConfigError if the engine's package is not installed, EngineError if it cannot be reached, DiskFullError.
     """
     unique = list({config.key(): config for config in configs}.values())
-    lacking = _missing_sources(config for config in unique if not _is_finished(config, launch.keep_weights))
+    lacking = _missing_sources(config for config in unique if not is_trained(config, launch.keep_weights))
     if not lacking:
         return _train_missing(unique, device, launch)
     tell(f"{len(lacking)} runs come first, from whose weights others start")
@@ -51,22 +51,22 @@ def sweep(configs: Iterable[RunConfig], *, device: torch.device | str, launch: S
 
 def _train_missing(configs: Sequence[RunConfig], device: torch.device | str, launch: SweepConfig) -> Outcome:
     """The same for runs whose sources are there."""
-    missing = [config for config in configs if not _is_finished(config, launch.keep_weights)]
+    missing = [config for config in configs if not is_trained(config, launch.keep_weights)]
     missing.sort(key=_cost, reverse=True)  # the longest first, so that none is left over at the end
     found = len(configs) - len(missing)
     if not missing:
         return Outcome(0, found, [])
     make = engine_of(launch.engine)
-    count = min(len(missing), count_of(launch, str(device)))
-    tell(f"{len(missing)} of {len(configs)} runs to train, {count} at once; {found} are finished")
-    engine = make(launch, count, str(device))
+    packing = pack(missing, launch, str(device))
+    tell(f"{len(missing)} of {len(configs)} runs to train, {packing}; {found} are finished")
+    engine = make(dataclasses.replace(launch, threads=packing.threads), packing.workers, str(device))
     engine.train_all(missing)
     trained = len(missing) - len(engine.failures) - engine.elsewhere
     return Outcome(trained, found + engine.elsewhere, engine.failures)
 
 
 def _missing_sources(configs: Iterable[RunConfig]) -> list[RunConfig]:
-    return [source for source in sources(configs) if not _is_finished(source, keep_weights=True)]
+    return [source for source in sources(configs) if not is_trained(source, keep_weights=True)]
 
 
 def _source_key(config: RunConfig) -> str | None:
@@ -74,7 +74,7 @@ def _source_key(config: RunConfig) -> str | None:
     return config.transfer.parts.get("run") if source is None else source.key()
 
 
-def _is_finished(config: RunConfig, keep_weights: bool = False) -> bool:
+def is_trained(config: RunConfig, keep_weights: bool = False) -> bool:
     """A run whose directory is damaged is not: asked for, it fails with the reason, and the others go on."""
     try:
         return is_finished(Run.of(config), keep_weights)

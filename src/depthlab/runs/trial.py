@@ -163,13 +163,13 @@ class Trial:
         if self.done == self.config.train.steps:
             return  # what is left takes no longer than saving it
         if self.checkpoints is not None:
-            self.checkpoints.save(self.done, self._state())
+            self.checkpoints.save(self.done, self.state())
         if self.stop is not None and self.stop.asked:
             phase = self.pretraining
             before = "" if phase is None or phase.is_over else f", in pre-training: {phase.done} of {phase.total} done"
             raise Stopped(f"after update {self.done} of {self.config.train.steps}{before}", self.stop.by)
 
-    def _state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Any]:
         """All that the updates to come depend on, and all that was read; data and dropout are functions of the step."""
         assert not self.pending
         return {

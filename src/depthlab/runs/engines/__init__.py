@@ -9,9 +9,8 @@ from __future__ import annotations
 import importlib
 import typing
 
-from depthlab.config import ConfigError, SweepConfig
+from depthlab.config import ConfigError
 from depthlab.runs.engines.engine import Engine
-from depthlab.training import available_cores
 
 PLACES = {
     "local": ("depthlab.runs.workers", "Workers"),
@@ -28,9 +27,6 @@ EXTRAS = {"joblib": "joblib", "submitit": "slurm", "ray": "ray"}
 ELSEWHERE = ("submitit_local", "submitit_slurm", "ray")
 """Engines whose jobs see other devices than this process does."""
 
-NO_LIMIT = 10_000
-"""Runs at once where a cluster says how many it takes."""
-
 
 def engine_of(name: str) -> type[Engine]:
     """The engine of that name. Raises ConfigError if its package is not installed."""
@@ -44,12 +40,3 @@ def engine_of(name: str) -> type[Engine]:
             f"hydra/launcher={name} needs {error.name}, which is not installed; "
             f"install it with: pip install 'depthlab[{EXTRAS[error.name]}]'"
         ) from None
-
-
-def count_of(launch: SweepConfig, device: str) -> int:
-    """How many runs are trained at once, at most."""
-    if launch.workers:
-        return launch.workers
-    if launch.engine == "submitit_slurm" or (launch.engine == "ray" and launch.ray.address):
-        return NO_LIMIT
-    return 1 if device.startswith("cuda") or launch.gpus else available_cores()

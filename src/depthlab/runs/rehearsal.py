@@ -1,0 +1,205 @@
+"""A rehearsal: the first updates of a run in a process of its own, which tell what it costs; nothing is left of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import statistics
+import tempfile
+import time
+from collections.abc import Generator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from depthlab.config import RunConfig, flat
+from depthlab.runs.checkpoints import Checkpoints
+from depthlab.runs.interrupts import interrupts_ignored
+from depthlab.runs.run import one_line
+from depthlab.runs.store import Run, Status
+from depthlab.runs.trial import EVALUATION_BATCH, Trial, is_evaluated
+from depthlab.runs.workers import prepare_worker
+from depthlab.training import own_peak
+from depthlab.training.loop import is_read
+
+READ_EVERY = 3
+SHORTEST = 2 + READ_EVERY
+"""Updates of a rehearsal: of 0 to 4, 0 (which warms up), 3 and the last are read, 1 and 2 are not."""
+
+LONGEST = 200
+LONG_ENOUGH = 0.5
+"""Seconds of updates that are timed, where the clock is not the limit: as many as that takes, from 5 to 200."""
+
+WARM_WITHIN = 10.0
+"""Seconds of updates up to which all is done twice, and the second time counts: the first one waits for memory, which
+made an update of 60 ms one of 1.1 s."""
+
+TINY_RATE = 1e-8
+"""The learning rate, at which nothing diverges meanwhile."""
+
+
+SAME_COST = {
+    *("seed", "data.split_seed", "data.fold", "data.part", "data.label_noise"),
+    *("model.init", "model.sigma_w", "model.sigma_b", "model.gate_bias", "model.forget_bias", "model.head_gain"),
+    *("model.head_bias", "train.steps", "train.eval_every", "train.early_stopping", "train.label_smoothing"),
+    *("train.lr", "train.schedule", "train.milestones", "train.lr_decay", "train.warmup_steps", "train.weight_decay"),
+    *("train.pretraining_lr", "probes.every", "transfer.source", "transfer.copied", "transfer.backbone_lr_factor"),
+}
+"""Settings that leave the cost of an update as it is; how many updates, evaluations and readings there are is known."""
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What a run takes: seconds of its parts, and bytes.
+
+    start: what comes before the first update, pre-training aside. update: one without a reading; reading: how much
+    longer one with a reading takes. pretraining: one update of each hidden layer, together. image: evaluating one.
+    end: what comes after the last update, with `evaluated` images. memory: the process at its largest, but for what it
+    shares with others; gpu_memory: what it reserved on a GPU at most, without its context.
+    """
+
+    start: float
+    update: float
+    reading: float
+    pretraining: float
+    image: float
+    end: float
+    evaluated: int
+    validation_images: int
+    test_images: int
+    memory: int
+    gpu_memory: int = 0
+
+    def seconds(self, config: RunConfig) -> float:
+        """How long the run takes if it neither stops early nor diverges."""
+        train = config.train
+        evaluations = sum(is_evaluated(done, train) for done in range(1, train.steps + 1))
+        readings = sum(is_read(step, train, config.probes) for step in range(train.steps))
+        # at the end: test and training images with the last weights, test images with those that validation chose
+        images = evaluations * self.validation_images + 2 * self.test_images + self.validation_images - self.evaluated
+        updates = train.steps * self.update + readings * self.reading + train.pretraining_steps * self.pretraining
+        return self.start + updates + images * self.image + self.end
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why there is no rehearsal; killed: whether its process was, as it is for want of memory."""
+
+    reason: str
+    killed: bool = False
+
+
+def kind(config: RunConfig) -> tuple[tuple[str, Any], ...]:
+    """The settings that say what an update, a reading and an evaluation take."""
+    told = ((name, value) for name, value in flat(config).items() if name not in SAME_COST)
+    return tuple((name, tuple(value) if isinstance(value, list) else value) for name, value in told)
+
+
+def rehearse(configs: Sequence[RunConfig], device: torch.device | str, threads: int) -> Generator[Rehearsal | Failure]:
+    """A rehearsal of each run, one after the other in one process, a new one when it was killed; as they come.
+
+    Real updates on real data, one evaluation and one checkpoint, into a folder that is deleted. Evaluations are of 500
+    images instead of all, and weights that a run would take from another one are drawn instead.
+    """
+    left, others = list(configs), set(multiprocessing.active_children())
+    while left:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, mp_context=context, initializer=prepare_worker, initargs=(threads,)) as pool:
+            try:
+                while left:
+                    with interrupts_ignored():
+                        rehearsed = pool.submit(_rehearse, left[0], torch.device(device))
+                    found = rehearsed.result()
+                    del left[0]
+                    yield found
+            except BrokenProcessPool:
+                del left[0]
+                yield Failure("its process was killed, perhaps for want of memory", killed=True)
+            except BaseException:  # Ctrl-C, or nobody wants the others: there is nothing to save
+                for process in set(multiprocessing.active_children()) - others:
+                    process.kill()
+                raise
+
+
+def _rehearse(config: RunConfig, device: torch.device) -> Rehearsal | Failure:
+    """In a process of its own."""
+    try:
+        found = _timed(config, device, SHORTEST)
+        if SHORTEST * found.update < WARM_WITHIN:  # again, in memory that the process has by now
+            steps = min(max(round(LONG_ENOUGH / found.update), SHORTEST), LONGEST)
+            found = _timed(config, device, steps)
+        return found
+    except Exception as error:  # whatever it is, the other runs are rehearsed
+        return Failure(one_line(error))
+
+
+def _timed(config: RunConfig, device: torch.device, steps: int) -> Rehearsal:
+    """Trains so many updates, evaluates and saves; the clock is read whenever the trial tells how far it is."""
+    short, clock = _shortened(config, steps), _Clock(device)
+    trial = Trial(short, device, clock)
+    built, whole = clock.lap(), trial.splits
+    validation, test = (part.first(EVALUATION_BATCH) for part in (whole.validation, whole.test))
+    trial.splits = dataclasses.replace(whole, validation=validation, test=test)
+    diverged = trial.run()["status"] is Status.DIVERGED
+    end = clock.lap()
+    if diverged:  # before it evaluated anything
+        trial.evaluate(trial.splits.validation)
+    evaluation = clock.lap()
+    with tempfile.TemporaryDirectory() as folder:
+        Checkpoints(Run(Path(folder)), 0).save(steps, trial.state())
+    between = range(1, steps - 1)
+    update = statistics.median(clock.updates[step] for step in between if step % READ_EVERY)
+    read = statistics.median(clock.updates[step] for step in between if step % READ_EVERY == 0)
+    if not diverged:
+        evaluation = clock.updates[-1] - read
+    phase = short.train.pretraining_steps
+    cuda = device.type == "cuda"
+    return Rehearsal(
+        start=built + max(clock.updates[0] - read, 0),
+        update=update,
+        reading=max(read - update, 0),
+        pretraining=sum(clock.before[phase // 2 :: phase]) if phase else 0.0,
+        image=max(evaluation, 0) / len(trial.splits.validation),
+        end=end,
+        evaluated=len(trial.splits.test) + min(len(trial.splits.validation), len(whole.train)),
+        validation_images=len(whole.validation),
+        test_images=len(whole.test),
+        memory=own_peak(),
+        gpu_memory=torch.cuda.max_memory_reserved(device) if cuda else 0,
+    )
+
+
+class _Clock:
+    """Laps between the updates of a trial, which calls it after each; on a GPU, when the update is done."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.before: list[float] = []
+        self.updates: list[float] = []
+        self._device, self._last = device, time.perf_counter()
+
+    def __call__(self, done: int, _loss: float | None, _error: float | None) -> None:
+        (self.updates if done else self.before).append(self.lap())
+
+    def lap(self) -> float:
+        """Seconds since it was last called."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        last, self._last = self._last, time.perf_counter()
+        return self._last - last
+
+
+def _shortened(config: RunConfig, steps: int) -> RunConfig:
+    """The same run but for its length and rate: one evaluation, after the last update."""
+    train = dataclasses.replace(
+        config.train,
+        steps=steps,
+        eval_every=steps,
+        warmup_steps=0,
+        lr=min(config.train.lr, TINY_RATE),
+        pretraining_steps=min(config.train.pretraining_steps, READ_EVERY),
+    )
+    return dataclasses.replace(config, train=train, probes=dataclasses.replace(config.probes, every=READ_EVERY))

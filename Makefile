@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 EXPERIMENTS := $(sort $(basename $(notdir $(wildcard configs/experiment/*.yaml))))
-.PHONY: help test test-slow test-cluster check lint types format reproduce results report benchmark torture clean $(EXPERIMENTS)
+.PHONY: help test test-slow test-cluster check lint types format reproduce costs results report benchmark torture clean $(EXPERIMENTS)
 
 SCALE ?= laptop
 BENCHMARK ?= instrument
@@ -55,6 +55,11 @@ format: $(WITH_TOOLS) ## formats the code and mends what can be mended
 	$(RUN) ruff format
 
 reproduce: $(EXPERIMENTS) ## all experiments, trained and drawn, at SCALE
+
+costs: $(INSTALLED) ## what each experiment would take at SCALE, estimated from a few updates of each kind of run
+	@for name in $(EXPERIMENTS); do \
+		echo "$$name:"; $(RUN) depthlab cost experiment=$$name scale=$(SCALE) $(ARGS) || exit 1; \
+	done
 
 results: $(INSTALLED) ## draws all figures, tables and claims again from their stored readings, without training
 	@root="$${DEPTHLAB_RESULTS:-results}"; \

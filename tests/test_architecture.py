@@ -225,7 +225,8 @@ def test_importing_depthlab_loads_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["train", "--help"], ["figure", "--help"], ["runs", "--help"], ["tune", "--help"]]
+    "arguments",
+    [["--help"], ["train", "--help"], ["cost", "--help"], ["figure", "--help"], ["runs", "--help"], ["tune", "--help"]],
 )
 def test_help_answers_without_torch(arguments: list[str]) -> None:
     loaded = loaded_by(

@@ -18,7 +18,7 @@ from typing import Any, Self
 import torch
 
 from depthlab.config import RunConfig
-from depthlab.runs import DiskFullError, Run, execute, locks, workers
+from depthlab.runs import DiskFullError, Run, execute, locks, rehearsal, workers
 from depthlab.runs.engines.job import Job, Result
 from depthlab.runs.trial import Trial
 
@@ -28,6 +28,7 @@ LONG = 120
 """Seconds that a process gets to start; on a busy machine importing torch takes long."""
 
 TRAIN_ONE = workers._train_one
+REHEARSE = rehearsal._rehearse
 
 
 def execute_at_once(config: RunConfig, start: Barrier, log: Path) -> None:
@@ -80,6 +81,13 @@ def killed_at_seed_1(config: RunConfig, root: Path, device: torch.device, wait: 
             run.begin(config, HERE)
             os.kill(os.getpid(), signal.SIGKILL)
     return TRAIN_ONE(config, root, device, wait)
+
+
+def rehearsal_killed_at_seed_1(config: RunConfig, device: torch.device) -> rehearsal.Rehearsal | rehearsal.Failure:
+    """The same in a rehearsal."""
+    if config.seed == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return REHEARSE(config, device)
 
 
 def on_a_full_disk(config: RunConfig, root: Path, device: torch.device, wait: bool) -> workers.Ended:

@@ -17,6 +17,7 @@ from depthlab.config import ConfigError
 
 COMMANDS = {
     "train": "depthlab.cli.train:train",
+    "cost": "depthlab.cli.cost:cost",
     "figure": "depthlab.cli.figure:figure",
     "report": "depthlab.cli.report:report",
     "runs": "depthlab.cli.runs:list_runs",

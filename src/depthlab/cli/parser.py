@@ -19,6 +19,7 @@ EXAMPLES = """examples:
   depthlab train model.depth=50 model.activation=sigmoid     one run on the built-in digits
   depthlab train -m model.depth=5,20,50 "seed=range(3)"      a sweep; typed again, it trains only what is missing
   depthlab train experiment=vanishing_gradients scale=smoke  the runs of a figure
+  depthlab cost experiment=vanishing_gradients scale=paper   what they would take, from a few updates of each kind
   depthlab figure vanishing_gradients scale=smoke            that figure, its table and its claims
   depthlab runs                                              the state of every run
   depthlab tune "train.lr=tag(log,interval(1e-3,1))"         a search for the learning rate of least validation error
@@ -52,7 +53,7 @@ def build() -> argparse.ArgumentParser:
         "depthlab", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=PLAIN, allow_abbrev=False
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
-    for add in (_add_train, _add_figure, _add_report, _add_runs, _add_tune):
+    for add in (_add_train, _add_cost, _add_figure, _add_report, _add_runs, _add_tune):
         add(commands)
     return parser
 
@@ -68,6 +69,18 @@ def _add_train(commands: Commands) -> None:
     )
     train.add_argument("-m", "--multirun", action="store_true", help="values such as 5,10 or range(3) are a sweep")
     _add_overrides(train)
+
+
+def _add_cost(commands: Commands) -> None:
+    cost = commands.add_parser(
+        "cost",
+        help="estimate what a sweep or an experiment would take, before it starts",
+        description="Tells how many runs are missing, and what they would take of cores, time and memory: one run of "
+        "each kind is begun, a few updates, one evaluation and one checkpoint, of which nothing is kept. Settings are "
+        "those of depthlab train, whose --help lists them.",
+        allow_abbrev=False,
+    )
+    _add_overrides(cost)
 
 
 def _add_figure(commands: Commands) -> None:

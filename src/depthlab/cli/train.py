@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
@@ -20,15 +21,20 @@ from depthlab.training import available_cores, prepare_process, resolve_device
 def train(options: Namespace) -> int:
     """One run or a sweep."""
     launches, is_sweep = experiments.launches(options.overrides, options.multirun)
-    if len({(launch.device, launch.sweep) for launch in launches}) > 1:
-        raise ConfigError("device and what is under sweep hold for all runs of a sweep; give each one value")
-    first = launches[0]
+    first = one_launch(launches)
     if is_sweep:
         device = first.device if first.sweep.engine in runs.ELSEWHERE else resolve_device(first.device)
         return told(runs.sweep([launch.run for launch in launches], device=device, launch=first.sweep))
     if first.sweep.engine != SweepConfig().engine:
         raise ConfigError(f"hydra/launcher={first.sweep.engine} trains sweeps; give -m, with one run too")
     return _train_one(first, resolve_device(first.device))
+
+
+def one_launch(launches: Sequence[Launch]) -> Launch:
+    """One of them, whose device and sweep are those of all. Raises ConfigError if they differ."""
+    if len({(launch.device, launch.sweep) for launch in launches}) > 1:
+        raise ConfigError("device and what is under sweep hold for all runs of a sweep; give each one value")
+    return launches[0]
 
 
 def told(outcome: runs.Outcome) -> int:

@@ -13,6 +13,7 @@ from depthlab.runs.store import DiskFullError, Run, Status, StoreError, results_
 if TYPE_CHECKING:
     from depthlab.runs.engines import ELSEWHERE
     from depthlab.runs.engines.engine import EngineError
+    from depthlab.runs.forecasting import Forecast, forecast
     from depthlab.runs.run import execute, is_finished
     from depthlab.runs.sweeping import Outcome, sweep
 
@@ -23,6 +24,7 @@ __all__ = [
     "DiskFullError",
     "EngineError",
     "Entry",
+    "Forecast",
     "Outcome",
     "Run",
     "Status",
@@ -30,6 +32,7 @@ __all__ = [
     "config_of",
     "cost",
     "execute",
+    "forecast",
     "is_finished",
     "ledger",
     "load_readings",
@@ -47,7 +50,9 @@ __getattr__ = later(
         "ELSEWHERE": "depthlab.runs.engines:ELSEWHERE",
         "EngineError": "depthlab.runs.engines.engine:EngineError",
         "Outcome": "depthlab.runs.sweeping:Outcome",
+        "Forecast": "depthlab.runs.forecasting:Forecast",
         "execute": "depthlab.runs.run:execute",
+        "forecast": "depthlab.runs.forecasting:forecast",
         "is_finished": "depthlab.runs.run:is_finished",
         "sweep": "depthlab.runs.sweeping:sweep",
     },

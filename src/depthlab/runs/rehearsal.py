@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import multiprocessing
 import statistics
 import tempfile
@@ -16,15 +17,14 @@ from typing import Any
 
 import torch
 
-from depthlab.config import RunConfig, flat
+from depthlab.config import ProbesConfig, RunConfig, TrainConfig, flat
 from depthlab.runs.checkpoints import Checkpoints
 from depthlab.runs.interrupts import interrupts_ignored
 from depthlab.runs.run import one_line
 from depthlab.runs.store import Run, Status
-from depthlab.runs.trial import EVALUATION_BATCH, Trial, is_evaluated
+from depthlab.runs.trial import EVALUATION_BATCH, Trial
 from depthlab.runs.workers import prepare_worker
 from depthlab.training import own_peak
-from depthlab.training.loop import is_read
 
 READ_EVERY = 3
 SHORTEST = 2 + READ_EVERY
@@ -58,8 +58,8 @@ class Rehearsal:
 
     start: what comes before the first update, pre-training aside. update: one without a reading; reading: how much
     longer one with a reading takes. pretraining: one update of each hidden layer, together. image: evaluating one.
-    end: what comes after the last update, with `evaluated` images. memory: the process at its largest, but for what it
-    shares with others; gpu_memory: what it reserved on a GPU at most, without its context.
+    end: what comes after the last update, with `evaluated` images, where a whole run has `last_images`. memory: of the
+    process at its largest, but for what it shares; gpu_memory: what it reserved on a GPU at most, without its context.
     """
 
     start: float
@@ -69,19 +69,17 @@ class Rehearsal:
     image: float
     end: float
     evaluated: int
+    last_images: int
     validation_images: int
-    test_images: int
     memory: int
     gpu_memory: int = 0
 
     def seconds(self, config: RunConfig) -> float:
         """How long the run takes if it neither stops early nor diverges."""
         train = config.train
-        evaluations = sum(is_evaluated(done, train) for done in range(1, train.steps + 1))
-        readings = sum(is_read(step, train, config.probes) for step in range(train.steps))
-        # at the end: test and training images with the last weights, test images with those that validation chose
-        images = evaluations * self.validation_images + 2 * self.test_images + self.validation_images - self.evaluated
-        updates = train.steps * self.update + readings * self.reading + train.pretraining_steps * self.pretraining
+        images = evaluations(train) * self.validation_images + self.last_images - self.evaluated
+        updates = train.steps * self.update + readings(train, config.probes) * self.reading
+        updates += train.pretraining_steps * self.pretraining
         return self.start + updates + images * self.image + self.end
 
 
@@ -97,6 +95,18 @@ def kind(config: RunConfig) -> tuple[tuple[str, Any], ...]:
     """The settings that say what an update, a reading and an evaluation take."""
     told = ((name, value) for name, value in flat(config).items() if name not in SAME_COST)
     return tuple((name, tuple(value) if isinstance(value, list) else value) for name, value in told)
+
+
+def evaluations(train: TrainConfig) -> int:
+    """How often a run that does not stop early is evaluated while it trains."""
+    return math.ceil(train.steps / train.eval_every)
+
+
+def readings(train: TrainConfig, probes: ProbesConfig) -> int:
+    """How many updates the probes read: the first, the last, and every so many between."""
+    if probes.every == 0:
+        return min(train.steps, 2)
+    return math.ceil(train.steps / probes.every) + ((train.steps - 1) % probes.every > 0)
 
 
 def rehearse(configs: Sequence[RunConfig], device: torch.device | str, threads: int) -> Generator[Rehearsal | Failure]:
@@ -151,25 +161,23 @@ def _timed(config: RunConfig, device: torch.device, steps: int) -> Rehearsal:
     evaluation = clock.lap()
     with tempfile.TemporaryDirectory() as folder:
         Checkpoints(Run(Path(folder)), 0).save(steps, trial.state())
-    between = range(1, steps - 1)
-    update = statistics.median(clock.updates[step] for step in between if step % READ_EVERY)
-    read = statistics.median(clock.updates[step] for step in between if step % READ_EVERY == 0)
+    update, read = clock.medians(steps)
     if not diverged:
         evaluation = clock.updates[-1] - read
     phase = short.train.pretraining_steps
-    cuda = device.type == "cuda"
     return Rehearsal(
         start=built + max(clock.updates[0] - read, 0),
         update=update,
         reading=max(read - update, 0),
         pretraining=sum(clock.before[phase // 2 :: phase]) if phase else 0.0,
-        image=max(evaluation, 0) / len(trial.splits.validation),
+        image=max(evaluation, 0) / len(validation),
         end=end,
-        evaluated=len(trial.splits.test) + min(len(trial.splits.validation), len(whole.train)),
+        evaluated=len(test) + min(len(validation), len(whole.train)),
+        # the test images twice: with the last weights, and with those that validation chose
+        last_images=2 * len(whole.test) + min(len(whole.validation), len(whole.train)),
         validation_images=len(whole.validation),
-        test_images=len(whole.test),
         memory=own_peak(),
-        gpu_memory=torch.cuda.max_memory_reserved(device) if cuda else 0,
+        gpu_memory=torch.cuda.max_memory_reserved(device) if device.type == "cuda" else 0,
     )
 
 
@@ -183,6 +191,12 @@ class _Clock:
 
     def __call__(self, done: int, _loss: float | None, _error: float | None) -> None:
         (self.updates if done else self.before).append(self.lap())
+
+    def medians(self, steps: int) -> tuple[float, float]:
+        """Of updates without and with a reading, but for the first and the last; a run that diverged has fewer."""
+        between = list(enumerate(self.updates[: steps - 1]))[1:]
+        plain = statistics.median(lap for step, lap in between if step % READ_EVERY)
+        return plain, statistics.median(lap for step, lap in between if step % READ_EVERY == 0)
 
     def lap(self) -> float:
         """Seconds since it was last called."""

@@ -37,7 +37,7 @@ def sweep(configs: Iterable[RunConfig], *, device: torch.device | str, launch: S
     Raises ConfigError if the engine's package is not installed, EngineError if it cannot be reached, DiskFullError.
     """
     unique = list({config.key(): config for config in configs}.values())
-    lacking = _missing_sources(config for config in unique if not is_trained(config, launch.keep_weights))
+    lacking = missing_sources(config for config in unique if not is_trained(config, launch.keep_weights))
     if not lacking:
         return _train_missing(unique, device, launch)
     tell(f"{len(lacking)} runs come first, from whose weights others start")
@@ -65,7 +65,8 @@ def _train_missing(configs: Sequence[RunConfig], device: torch.device | str, lau
     return Outcome(trained, found + engine.elsewhere, engine.failures)
 
 
-def _missing_sources(configs: Iterable[RunConfig]) -> list[RunConfig]:
+def missing_sources(configs: Iterable[RunConfig]) -> list[RunConfig]:
+    """The runs from whose weights these start, each once, where their weights are not there."""
     return [source for source in sources(configs) if not is_trained(source, keep_weights=True)]
 
 

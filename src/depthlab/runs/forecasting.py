@@ -1,0 +1,115 @@
+"""What a sweep would cost: from rehearsals of its kinds of runs, before any run is trained."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from depthlab.config import RunConfig, SweepConfig
+from depthlab.runs.packing import Packing, pack, work
+from depthlab.runs.rehearsal import Failure, Rehearsal, kind, rehearse
+from depthlab.runs.sweeping import is_trained, missing_sources
+
+KINDS = 64
+"""Kinds of runs that are rehearsed; of more, those that are evenly spread over the work of an update."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What the missing runs of a sweep would take: seconds of one run after another, and of the sweep as it is packed.
+
+    kinds: how many kinds of runs there are, `rehearsed` of them rehearsed. memory: bytes of the largest process, less
+    what it shares. failures: for each kind that could not be rehearsed, why, and how many runs are not counted for it.
+    """
+
+    missing: int
+    finished: int
+    packing: Packing
+    run_seconds: float
+    wall_seconds: float
+    memory: int
+    kinds: int
+    rehearsed: int
+    failures: Sequence[tuple[str, int]]
+
+
+def forecast(
+    configs: Iterable[RunConfig],
+    *,
+    device: torch.device | str,
+    launch: SweepConfig,
+    progress: Callable[[int, int], None] | None = None,
+) -> Forecast:
+    """What a sweep of these runs, and of those from whose weights they start, would cost; nothing is stored.
+
+    One run of each kind is rehearsed on this machine, with as many threads as it would have: kinds have all settings in
+    common that change what an update takes. A run then takes what its updates, readings and evaluations take together,
+    if it neither diverges nor stops early. A kind that is not rehearsed takes what the next one in work does, times the
+    ratio of their works. Runs that are trained at once are taken not to slow each other down.
+
+    progress: called with how many kinds are rehearsed, and how many are to be.
+    """
+    unique = {config.key(): config for config in configs}
+    untrained = {key: config for key, config in unique.items() if not is_trained(config, launch.keep_weights)}
+    finished = len(unique) - len(untrained)
+    sources = {source.key(): source for source in missing_sources(untrained.values())}
+    missing = list((sources | untrained).values())
+    if not missing:
+        return Forecast(0, finished, Packing(0, 1), 0.0, 0.0, 0, 0, 0, [])
+    packing = pack(missing, launch, str(device))
+    kinds: dict[Any, list[RunConfig]] = {}
+    for config in missing:
+        kinds.setdefault(kind(config), []).append(config)
+    chosen = _spread(sorted((members[0] for members in kinds.values()), key=work), KINDS)
+    known: list[tuple[RunConfig, Rehearsal]] = []
+    failures: list[tuple[str, int]] = []
+    with closing(rehearse(chosen, device, packing.threads)) as rehearsals:
+        for done, (config, found) in enumerate(zip(chosen, rehearsals, strict=True), 1):
+            if isinstance(found, Failure):
+                failures.append((found.reason, len(kinds.pop(kind(config)))))
+            else:
+                known.append((config, found))
+            if progress is not None:
+                progress(done, len(chosen))
+    seconds = [_seconds(config, known) for members in kinds.values() for config in members] if known else []
+    return Forecast(
+        missing=len(missing),
+        finished=finished,
+        packing=packing,
+        run_seconds=sum(seconds),
+        wall_seconds=_makespan(seconds, packing.workers),
+        memory=max((found.memory for _, found in known), default=0),
+        kinds=len(kinds) + len(failures),
+        rehearsed=len(known),
+        failures=failures,
+    )
+
+
+def _seconds(config: RunConfig, known: Sequence[tuple[RunConfig, Rehearsal]]) -> float:
+    """What a run takes by the rehearsal of its kind, or of the next one in work."""
+    for other, found in known:
+        if kind(other) == kind(config):
+            return found.seconds(config)
+    other, found = min(known, key=lambda pair: abs(math.log(work(pair[0]) / work(config))))
+    return found.seconds(config) * work(config) / work(other)
+
+
+def _spread(items: Sequence[RunConfig], most: int) -> list[RunConfig]:
+    """So many of them at most, evenly spread from the first to the last."""
+    if len(items) <= most:
+        return list(items)
+    return [items[round(place * (len(items) - 1) / (most - 1))] for place in range(most)]
+
+
+def _makespan(seconds: Iterable[float], workers: int) -> float:
+    """When the last of so many workers ends, each of whom takes the longest run that is left when it has ended one."""
+    busy_until = [0.0] * workers
+    for each in sorted(seconds, reverse=True):
+        heapq.heapreplace(busy_until, busy_until[0] + each)
+    return max(busy_until)

@@ -64,10 +64,9 @@ def test_the_tightest_of_all_groups_around_counts(groups: Path) -> None:
 
 @pytest.mark.parametrize("path", ["/docker/0123abcd", "/"])
 def test_version_1_whose_path_may_be_the_hosts(groups: Path, path: str) -> None:
-    memory.MEMBERSHIP.write_text(f"5:cpu,cpuacct:{path}\n4:hugetlb,memory:{path}\n0::/\n")
+    memory.MEMBERSHIP.write_text(f"5:cpu,cpuacct:/other\n4:hugetlb,memory:{path}\n0::/\n")
     group(groups / "memory", 1, str(3 * GIB), 2 * GIB, GIB)
-    (groups / "cpu").mkdir()
-    group(groups / "cpu", 1, "1", 0, 0)  # of another controller
+    group(groups / "memory" / "other", 1, "1", 0, 0)  # where another controller has this process, not that of memory
     assert available_memory() == 2 * GIB
 
 

@@ -103,7 +103,8 @@ def _fits(found: Sequence[Rehearsal | Failure], bounds: Sequence[int], place: to
     if not known:  # whatever it is, the runs themselves will tell
         return 1 if on_gpu else _fitting(bounds, SHARE * free), f"{_gib(free)} are free"
     most = max(each.memory for each in known)
-    fits = _fitting([most if on_gpu else min(size, most) for size in bounds], SHARE * free)
+    are_bounds = not on_gpu and most <= max(bounds)
+    fits = _fitting([min(size, most) if are_bounds else most for size in bounds], SHARE * free)
     reason = f"a run takes up to {_gib(most)}, and {_gib(free)} are free"
     if not on_gpu:
         return fits, reason

@@ -40,12 +40,14 @@ def test_it_tells_what_is_missing_and_stores_nothing(
 def test_an_experiment_at_a_scale(depthlab: Callable[..., Any], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
     monkeypatch.setattr(module.runs, "forecast", lambda configs, **how: asked.append((configs, how)) or NOTHING)
-    answer = depthlab("cost", "experiment=losses", "scale=smoke", "seed=0", "device=cpu", "sweep.threads=2")
+    answer = depthlab(
+        "cost", "experiment=losses", "scale=smoke", "seed=0", "device=cpu", "sweep.threads=2", "--kinds", "5"
+    )
     assert (answer.status, answer.out) == (0, "0 runs to train; 7 are finished\n")
     ((configs, how),) = asked
     assert {config.train.steps for config in configs} == {60}
     assert {config.seed for config in configs} == {0}
-    assert (str(how["device"]), how["launch"].threads) == ("cpu", 2)
+    assert (str(how["device"]), how["launch"].threads, how["most_kinds"]) == ("cpu", 2, 5)
 
 
 def test_what_cannot_be_rehearsed_is_told(depthlab: Callable[..., Any], tiny: list[str], folder: Path) -> None:

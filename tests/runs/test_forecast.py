@@ -80,17 +80,16 @@ def test_when_nothing_is_missing_nothing_is_rehearsed(tiny: RunConfig, asked: li
     assert not asked
 
 
-def test_of_many_kinds_some_are_rehearsed_and_the_others_are_in_proportion(
-    tiny: RunConfig, asked: list[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(MODULE, "KINDS", 3)
+def test_of_many_kinds_some_are_rehearsed_and_the_others_are_in_proportion(tiny: RunConfig, asked: list[Any]) -> None:
     configs = [deep(tiny, depth) for depth in (2, 4, 6, 8, 90, 100)]
-    found = forecast(configs, device="cpu", launch=SweepConfig())
+    found = forecast(configs, device="cpu", launch=SweepConfig(), most_kinds=3)
     assert [depths for depths, _, _ in asked] == [[2, 6, 100]]
     assert (found.kinds, found.rehearsed) == (6, 3)
     w = {config.model.depth: work(config) for config in configs}
     others = 6 * w[4] / w[6] + 6 * w[8] / w[6] + 100 * w[90] / w[100]
     assert found.run_seconds == pytest.approx(2 + 6 + 100 + others)
+    one = forecast(configs, device="cpu", launch=SweepConfig(), most_kinds=1)
+    assert one.run_seconds == pytest.approx(8 * sum(w.values()) / w[8])
 
 
 def test_runs_that_cannot_be_rehearsed_are_told_and_not_counted(tiny: RunConfig, asked: list[Any]) -> None:

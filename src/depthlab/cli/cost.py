@@ -30,6 +30,7 @@ def cost(options: Namespace) -> int:
             [each.run for each in launches],
             device=resolve_device(launch.device),
             launch=launch.sweep,
+            most_kinds=options.kinds,
             progress=progress,
         )
     print(f"{found.missing} runs to train; {found.finished} are finished")

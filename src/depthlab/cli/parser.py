@@ -80,6 +80,14 @@ def _add_cost(commands: Commands) -> None:
         "those of depthlab train, whose --help lists them.",
         allow_abbrev=False,
     )
+    cost.add_argument(
+        "--kinds",
+        type=_count,
+        default=64,
+        metavar="N",
+        help="how many kinds are begun at most, evenly spread over the size of nets; others count in proportion to "
+        "their multiplications (default: 64)",
+    )
     _add_overrides(cost)
 
 

@@ -17,7 +17,7 @@ from depthlab.runs.rehearsal import Failure, Rehearsal, kind, rehearse
 from depthlab.runs.sweeping import is_trained, missing_sources
 
 KINDS = 64
-"""Kinds of runs that are rehearsed; of more, those that are evenly spread over the work of an update."""
+"""Kinds of runs that are rehearsed, if nothing is said."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ def forecast(
     *,
     device: torch.device | str,
     launch: SweepConfig,
+    most_kinds: int = KINDS,
     progress: Callable[[int, int], None] | None = None,
 ) -> Forecast:
     """What a sweep of these runs, and of those from whose weights they start, would cost; nothing is stored.
@@ -53,6 +54,7 @@ def forecast(
     if it neither diverges nor stops early. A kind that is not rehearsed takes what the next one in work does, times the
     ratio of their works. Runs that are trained at once are taken not to slow each other down.
 
+    most_kinds: how many are rehearsed at most, evenly spread over the work of an update.
     progress: called with how many kinds are rehearsed, and how many are to be.
     """
     unique = {config.key(): config for config in configs}
@@ -66,7 +68,7 @@ def forecast(
     kinds: dict[Any, list[RunConfig]] = {}
     for config in missing:
         kinds.setdefault(kind(config), []).append(config)
-    chosen = _spread(sorted((members[0] for members in kinds.values()), key=work), KINDS)
+    chosen = _spread(sorted((members[0] for members in kinds.values()), key=work), most_kinds)
     known: list[tuple[RunConfig, Rehearsal]] = []
     failures: list[tuple[str, int]] = []
     with closing(rehearse(chosen, device, packing.threads)) as rehearsals:
@@ -104,6 +106,8 @@ def _spread(items: Sequence[RunConfig], most: int) -> list[RunConfig]:
     """So many of them at most, evenly spread from the first to the last."""
     if len(items) <= most:
         return list(items)
+    if most == 1:
+        return [items[len(items) // 2]]
     return [items[round(place * (len(items) - 1) / (most - 1))] for place in range(most)]
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 import multiprocessing
+import os
 import statistics
 import tempfile
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -17,9 +18,9 @@ from typing import Any
 
 import torch
 
+from depthlab import _processes
 from depthlab.config import ProbesConfig, RunConfig, TrainConfig, flat
 from depthlab.runs.checkpoints import Checkpoints
-from depthlab.runs.interrupts import interrupts_ignored
 from depthlab.runs.run import one_line
 from depthlab.runs.store import Run, Status
 from depthlab.runs.trial import EVALUATION_BATCH, Trial
@@ -117,11 +118,12 @@ def rehearse(configs: Sequence[RunConfig], device: torch.device | str, threads: 
     """
     left, others = list(configs), set(multiprocessing.active_children())
     while left:
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(1, mp_context=context, initializer=prepare_worker, initargs=(threads,)) as pool:
+        _processes.warm_up()
+        given = dict(os.environ), threads
+        with ProcessPoolExecutor(1, _processes.context(), initializer=_prepare, initargs=given) as pool:
             try:
                 while left:
-                    with interrupts_ignored():
+                    with _processes.signals_deferred():
                         rehearsed = pool.submit(_rehearse, left[0], torch.device(device))
                     found = rehearsed.result()
                     del left[0]
@@ -133,6 +135,11 @@ def rehearse(configs: Sequence[RunConfig], device: torch.device | str, threads: 
                 for process in set(multiprocessing.active_children()) - others:
                     process.kill()
                 raise
+
+
+def _prepare(environment: Mapping[str, str], threads: int) -> None:
+    prepare_worker(threads)
+    _processes.settle(environment)
 
 
 def _rehearse(config: RunConfig, device: torch.device) -> Rehearsal | Failure:

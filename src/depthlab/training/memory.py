@@ -38,6 +38,8 @@ def free_gpu_memory(device: torch.device) -> int:
 def own_peak() -> int:
     """Bytes that this process had to itself when it was largest; mapped files and libraries, which others share, not.
 
+    What it has from a process that it was forked from counts, though as long as neither writes there it is shared.
+
     On Linux the highest resident size since the process began its program (getrusage's is also that of the process it
     came from), less what it shares now; elsewhere what it has to itself now.
     """

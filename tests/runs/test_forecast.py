@@ -15,7 +15,7 @@ from depthlab.runs import Run, execute, forecast
 from depthlab.runs.packing import Packing, work
 from depthlab.runs.rehearsal import Failure, Rehearsal
 
-MODULE = sys.modules["depthlab.runs.forecast"]
+MODULE = sys.modules["depthlab.runs.forecasting"]
 
 
 def deep(config: RunConfig, depth: int, seed: int = 0) -> RunConfig:

@@ -176,7 +176,7 @@ class Seen(Engine):
 
 
 def test_an_engine_is_given_what_was_packed(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["depthlab.runs.sweep"], "engine_of", lambda name: Seen)
+    monkeypatch.setattr(sys.modules["depthlab.runs.sweeping"], "engine_of", lambda name: Seen)
     large = dataclasses.replace(CNN, train=TrainConfig(batch_size=2000))
     machine(free=10 * GIB, found=rehearsal(3 * GIB))
     sweep(seeds(large, 9), device="cpu", launch=SweepConfig())

@@ -84,6 +84,18 @@ def test_short_of_memory_there_are_as_many_as_fit_into_nine_tenths(machine: Mach
     assert str(found) == "3 at once (a run takes up to 3.0 GiB, and 10.0 GiB are free)"
 
 
+def test_models_of_torchvision_are_rehearsed(machine: Machine) -> None:
+    model = ModelConfig(family="torchvision", image_size=64)
+    runs = seeds(dataclasses.replace(SMALL, model=model), 100)
+    asked = machine(free=10 * GIB, found=rehearsal(3 * GIB))
+    assert pack(runs, SweepConfig(), "cpu").workers == 3
+    assert [configs for configs, *_ in asked] == [runs[:1]]
+    machine(free=10 * GIB, found=Failure("ConfigError: no such architecture"))
+    assert pack(runs, SweepConfig(), "cpu").workers == 1
+    larger = dataclasses.replace(runs[0], model=dataclasses.replace(model, image_size=224))
+    assert work(larger) / work(runs[0]) == (224 / 64) ** 2
+
+
 def test_the_three_largest_kinds_are_rehearsed_and_the_largest_finding_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     wide = [dataclasses.replace(LARGE, model=ModelConfig(depth=40, width=width)) for width in (1000, 4000, 2000, 3000)]
     rates = [dataclasses.replace(config, train=TrainConfig(lr=lr)) for config in wide for lr in (0.1, 0.2)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, islice
@@ -84,7 +85,7 @@ def pack(configs: Sequence[RunConfig], launch: SweepConfig, device: str) -> Pack
 
 
 def _rehearsed(
-    configs: Sequence[RunConfig], bounds: Sequence[int], place: torch.device, threads: int
+    configs: Sequence[RunConfig], bounds: Sequence[float], place: torch.device, threads: int
 ) -> Sequence[Rehearsal | Failure]:
     """What became of one run of each of the largest kinds."""
     falling = sorted(zip(bounds, configs, strict=True), key=lambda pair: pair[0], reverse=True)
@@ -94,14 +95,14 @@ def _rehearsed(
     return list(rehearse(list(islice(largest.values(), REHEARSED)), place, threads))
 
 
-def _fits(found: Sequence[Rehearsal | Failure], bounds: Sequence[int], place: torch.device) -> tuple[int, str]:
+def _fits(found: Sequence[Rehearsal | Failure], bounds: Sequence[float], place: torch.device) -> tuple[int, str]:
     """How many runs fit into what is free, and what to tell of that."""
     free, on_gpu = available_memory(), place.type == "cuda"
     if any(isinstance(each, Failure) and each.killed for each in found):
         return 0, f"the process of a rehearsal was killed, with {_gib(free)} free"
     known = [each for each in found if isinstance(each, Rehearsal)]
     if not known:  # whatever it is, the runs themselves will tell
-        return 1 if on_gpu else _fitting(bounds, SHARE * free), f"{_gib(free)} are free"
+        return 1 if on_gpu or math.isinf(max(bounds)) else _fitting(bounds, SHARE * free), f"{_gib(free)} are free"
     most = max(each.memory for each in known)
     are_bounds = not on_gpu and most <= max(bounds)
     fits = _fitting([min(size, most) if are_bounds else most for size in bounds], SHARE * free)
@@ -114,7 +115,7 @@ def _fits(found: Sequence[Rehearsal | Failure], bounds: Sequence[int], place: to
     return on_it, f"a run takes up to {_gib(each_on_it)} of the GPU, and {_gib(left)} of it are free"
 
 
-def _fitting(sizes: Sequence[int], room: float) -> int:
+def _fitting(sizes: Sequence[float], room: float) -> int:
     """How many fit together, whichever they are: so many of the largest."""
     return sum(together <= room for together in accumulate(sorted(sizes, reverse=True)))
 
@@ -127,12 +128,15 @@ def _gib(size: float) -> str:
     return f"{size / 2**30:.1f} GiB"
 
 
-def bound(config: RunConfig) -> int:
+def bound(config: RunConfig) -> float:
     """Bytes that training a run takes at most beside those of its process, on the CPU.
 
     4 (16 b sum_l u_l + 6 * 500 max_l u_l + 24 P): b images in a batch, u_l outputs of weight layer l for one image, 500
-    images evaluated at once, P weights. The factors bound what was measured.
+    images evaluated at once, P weights. The factors bound what was measured. Infinite for torchvision's models, whose
+    layers the configuration does not tell: these are rehearsed.
     """
+    if config.model.family == "torchvision":
+        return math.inf
     layers = list(_layers(config))
     outputs = [count for count, _, _ in layers]
     batch = ACTIVATION * config.train.batch_size * sum(outputs) + EVALUATED * EVALUATION_BATCH * max(outputs)
@@ -140,7 +144,12 @@ def bound(config: RunConfig) -> int:
 
 
 def work(config: RunConfig) -> int:
-    """Multiplications of an update's forward pass, about: b sum_l w_l s_l, w_l weights that are used at s_l places."""
+    """Multiplications of an update's forward pass, about: b sum_l w_l s_l, w_l weights that are used at s_l places.
+
+    Of torchvision's models only what is in proportion to it: pixels of a batch.
+    """
+    if config.model.family == "torchvision":
+        return config.train.batch_size * (config.model.image_size or DATASETS[config.data.name].size) ** 2
     return config.train.batch_size * sum(weights * places for _, weights, places in _layers(config))
 
 

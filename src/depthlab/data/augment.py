@@ -18,8 +18,17 @@ def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     sum, each correctly rounded, so that CPU and GPU give the same bits. The result is contiguous, channels first,
     however the images lie in memory.
     """
-    scale = 1 / (255 * std)
-    return images.contiguous().to(torch.float32).mul_(scale[:, None, None]).add_((-mean / std)[:, None, None])
+    return scaled(images, *scaling(mean, std))
+
+
+def scaling(mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+    """Factor and summand (c, 1, 1) of `normalize`, which are the same for all batches."""
+    return 1 / (255 * std)[:, None, None], (-mean / std)[:, None, None]
+
+
+def scaled(images: Tensor, factor: Tensor, summand: Tensor) -> Tensor:
+    """The same with what `scaling` gives."""
+    return images.contiguous().to(torch.float32).mul_(factor).add_(summand)
 
 
 def shift_and_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, padding: int) -> Tensor:

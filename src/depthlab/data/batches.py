@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from depthlab.config import DataConfig, stream_seed
-from depthlab.data.augment import cut_out, normalize, shift_and_flip
+from depthlab.data.augment import cut_out, normalize, scaled, scaling, shift_and_flip
 from depthlab.data.splits import Images
 
 
@@ -30,7 +30,7 @@ class Batches:
         self.batch_size = batch_size
         self.steps_per_epoch = len(images) // batch_size
         self._images, self._config, self._seed = images, config, seed
-        self._mean, self._std = mean, std
+        self._scaling = scaling(mean, std)  # made once: a third of what a batch of MNIST takes
         self._epoch = -1
         self._order = torch.empty(0)
 
@@ -51,11 +51,11 @@ class Batches:
     def _augment(self, images: Tensor, step: int) -> Tensor:
         config = self._config
         if not (config.crop_padding or config.flip or config.cutout):
-            return normalize(images, self._mean, self._std)
+            return scaled(images, *self._scaling)
         top, left, flip, row, column = self._draw_augmentation(images, step)
         if config.crop_padding or config.flip:
             images = shift_and_flip(images, top, left, flip.bool(), config.crop_padding)
-        inputs = normalize(images, self._mean, self._std)
+        inputs = scaled(images, *self._scaling)
         return cut_out(inputs, row, column, config.cutout) if config.cutout else inputs
 
     def _draw_augmentation(self, images: Tensor, step: int) -> Tensor:

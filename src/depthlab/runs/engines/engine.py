@@ -37,7 +37,7 @@ class Engine(ABC):
         What another sweep trains at this moment comes last, and is waited for: several sweeps share the work.
         Raises KeyboardInterrupt when it was asked to stop, and DiskFullError, both after its jobs have ended.
         """
-        self._progress = SweepProgress(configs)
+        self._progress = SweepProgress(configs, self._count)
         self._under_way = {config.key(): config for config in configs}
         self._steps_ended = 0
         try:

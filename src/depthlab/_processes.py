@@ -11,9 +11,13 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from multiprocessing.context import ForkServerContext, SpawnContext
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # Windows has but one of them
+    from multiprocessing.context import ForkServerContext, SpawnContext
 
 STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
 """Ctrl-C, what ends a job, and what Slurm sends before its time is up: --signal=USR1@60, or submitit's own USR2."""
@@ -51,15 +55,29 @@ def warm_up() -> None:
 
 @contextmanager
 def signals_deferred() -> Iterator[None]:
-    """Signals that stop a sweep come when it is over; to processes that start inside, only after `settle`."""
+    """Signals that stop a sweep come when it is over; to processes that start inside, only after `settle`.
+
+    Blocking them is for this thread and for those processes. The system then hands them to another thread, such as that
+    of a progress bar, upon which Python calls the handler in the main thread all the same: so handlers wait as well.
+    """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
+    noted: list[int] = []
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():
+        handlers = {number: old for number in STOPPING if callable(old := signal.getsignal(number))}
     try:
+        for number in handlers:
+            signal.signal(number, lambda came, _frame: noted.append(came))
         yield
     finally:
+        for number, old in handlers.items():
+            signal.signal(number, old)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if noted:
+            signal.raise_signal(noted[0])
 
 
 def settle(environment: Mapping[str, str]) -> None:

@@ -13,7 +13,7 @@ from in_processes import CPU
 from depthlab.config import ModelConfig, RunConfig, SweepConfig, TransferConfig
 from depthlab.runs import Run, execute, forecast
 from depthlab.runs.packing import Packing, work
-from depthlab.runs.rehearsal import Failure, Rehearsal
+from depthlab.runs.rehearsal import Failure, Rehearsal, kind
 
 MODULE = sys.modules["depthlab.runs.forecasting"]
 
@@ -100,3 +100,20 @@ def test_runs_that_cannot_be_rehearsed_are_told_and_not_counted(tiny: RunConfig,
     assert list(found.failures) == [("no", 2)]
     nothing = forecast(configs[:2], device="cpu", launch=SweepConfig())
     assert (nothing.run_seconds, nothing.memory, list(nothing.failures)) == (0, 0, [("no", 2)])
+
+
+def test_the_kind_of_a_run_is_asked_for_once_however_many_kinds_there_are(
+    tiny: RunConfig, asked: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes a fifth of a millisecond: for each of a thousand runs and 64 kinds that is half a minute."""
+    kinds: list[RunConfig] = []
+
+    def counted(config: RunConfig) -> Any:
+        kinds.append(config)
+        return kind(config)
+
+    monkeypatch.setattr(MODULE, "kind", counted)
+    configs = [deep(tiny, depth, seed) for depth in range(2, 42, 2) for seed in range(3)]
+    found = forecast(configs, device="cpu", launch=SweepConfig(), most_kinds=10)
+    assert (found.missing, found.kinds, found.rehearsed) == (60, 20, 10)
+    assert len(kinds) == 60 + 10

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +18,9 @@ from depthlab.runs.sweeping import is_trained, missing_sources
 
 KINDS = 64
 """Kinds of runs that are rehearsed, if nothing is said."""
+
+Known = tuple[RunConfig, Rehearsal]
+"""A run of a kind, and what its rehearsal found."""
 
 
 @dataclass(frozen=True)
@@ -69,37 +72,40 @@ def forecast(
     for config in missing:
         kinds.setdefault(kind(config), []).append(config)
     chosen = _spread(sorted((members[0] for members in kinds.values()), key=work), most_kinds)
-    known: list[tuple[RunConfig, Rehearsal]] = []
+    known: dict[Any, Known] = {}
     failures: list[tuple[str, int]] = []
     with closing(rehearse(chosen, device, packing.threads)) as rehearsals:
         for done, (config, found) in enumerate(zip(chosen, rehearsals, strict=True), 1):
             if isinstance(found, Failure):
                 failures.append((found.reason, len(kinds.pop(kind(config)))))
             else:
-                known.append((config, found))
+                known[kind(config)] = config, found
             if progress is not None:
                 progress(done, len(chosen))
-    seconds = [_seconds(config, known) for members in kinds.values() for config in members] if known else []
+    of_kinds = ((members, known.get(each) or _next(members[0], known)) for each, members in kinds.items() if known)
+    seconds = [each for members, rehearsed in of_kinds for each in _seconds(members, *rehearsed)]
     return Forecast(
         missing=len(missing),
         finished=finished,
         packing=packing,
         run_seconds=sum(seconds),
         wall_seconds=_makespan(seconds, packing.workers),
-        memory=max((found.memory for _, found in known), default=0),
+        memory=max((found.memory for _, found in known.values()), default=0),
         kinds=len(kinds) + len(failures),
         rehearsed=len(known),
         failures=failures,
     )
 
 
-def _seconds(config: RunConfig, known: Sequence[tuple[RunConfig, Rehearsal]]) -> float:
-    """What a run takes by the rehearsal of its kind, or of the next one in work."""
-    for other, found in known:
-        if kind(other) == kind(config):
-            return found.seconds(config)
-    other, found = min(known, key=lambda pair: abs(math.log(work(pair[0]) / work(config))))
-    return found.seconds(config) * work(config) / work(other)
+def _next(config: RunConfig, known: Mapping[Any, Known]) -> Known:
+    """The rehearsal that is next in work to a run."""
+    return min(known.values(), key=lambda pair: abs(math.log(work(pair[0]) / work(config))))
+
+
+def _seconds(members: Sequence[RunConfig], other: RunConfig, found: Rehearsal) -> Iterator[float]:
+    """What the runs of a kind take by the rehearsal of one of them, or by that of another kind."""
+    factor = work(members[0]) / work(other)
+    return (factor * found.seconds(config) for config in members)
 
 
 def _spread(items: Sequence[RunConfig], most: int) -> list[RunConfig]:

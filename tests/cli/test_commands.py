@@ -301,3 +301,27 @@ def test_launches_are_values() -> None:
     first, second = (next(Composer(experiments.folder("configs")).sweep([])) for _ in range(2))
     assert isinstance(first, Launch)
     assert first == second
+
+
+@pytest.mark.parametrize(
+    ("typed", "is_warmed_up"),
+    [
+        ("train model.depth=4", False),
+        ("train -m model.depth=4,5", True),
+        ("train experiment=losses", True),
+        ("train -m seed=1,2 hydra/launcher=joblib", False),
+        ("cost model.depth=4", True),
+        ("tune train.lr=interval(0,1)", False),
+        ("figure losses", False),
+    ],
+)
+def test_a_process_to_be_forked_starts_where_a_pool_will_fork_it(
+    typed: str, is_warmed_up: bool, depthlab: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It imports torch, which is in vain where no pool is: a search starts processes in its own way."""
+    begun: list[bool] = []
+    line = sys.modules["depthlab.cli.main"]
+    monkeypatch.setattr(line._processes, "warm_up", lambda: begun.append(True))
+    monkeypatch.setattr(line, "COMMANDS", dict.fromkeys(line.COMMANDS, "builtins:bool"))
+    depthlab(*typed.split())
+    assert bool(begun) is is_warmed_up

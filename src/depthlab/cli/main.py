@@ -77,9 +77,7 @@ def _run(options: argparse.Namespace) -> int:
 def _is_sweep_here(options: argparse.Namespace) -> bool:
     """Whether it is likely that a pool of this machine is to train: what else can be told takes importing torch."""
     names = {text.partition("=")[0] for text in options.overrides}
-    is_sweep = options.command in ("cost", "tune") or (
-        options.command == "train" and (options.multirun or "experiment" in names)
-    )
+    is_sweep = options.command == "cost" or (options.command == "train" and (options.multirun or "experiment" in names))
     return is_sweep and names.isdisjoint({"hydra/launcher", "sweep.engine"})
 
 

@@ -96,6 +96,27 @@ def test_models_of_torchvision_are_rehearsed(machine: Machine) -> None:
     assert work(larger) / work(runs[0]) == (224 / 64) ** 2
 
 
+def test_of_models_of_torchvision_each_is_rehearsed_beside_the_largest_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which of them is the largest is not known before, nor whether it is larger than what has a bound."""
+    sizes = {"resnet18": GIB, "resnet34": GIB, "resnet50": GIB, "vgg16": 3 * GIB}
+    nets = [
+        dataclasses.replace(SMALL, model=ModelConfig(family="torchvision", architecture=name, image_size=64))
+        for name in sizes
+    ]
+
+    def rehearsed(configs: Sequence[RunConfig], *_: Any) -> Iterator[Rehearsal]:
+        for config in configs:
+            is_torchvisions = config.model.family == "torchvision"
+            yield rehearsal(sizes[config.model.architecture] if is_torchvisions else 2 * GIB)
+
+    monkeypatch.setattr(packing, "available_cores", lambda: 8)
+    monkeypatch.setattr(packing, "available_memory", lambda: 10 * GIB)
+    monkeypatch.setattr(packing, "rehearse", rehearsed)
+    assert pack([run for net in nets for run in seeds(net, 3)], SweepConfig(), "cpu").workers == 3
+    assert pack([*seeds(nets[0], 3), *seeds(LARGE, 9)], SweepConfig(), "cpu").workers == 4
+    assert pack([*nets[:3], *seeds(LARGE, 9)], SweepConfig(), "cpu").workers == 4
+
+
 def test_the_three_largest_kinds_are_rehearsed_and_the_largest_finding_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     wide = [dataclasses.replace(LARGE, model=ModelConfig(depth=40, width=width)) for width in (1000, 4000, 2000, 3000)]
     rates = [dataclasses.replace(config, train=TrainConfig(lr=lr)) for config in wide for lr in (0.1, 0.2)]

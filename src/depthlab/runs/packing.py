@@ -26,7 +26,8 @@ PROCESS = 512 * 2**20
 """Bytes of a process that trains a run of next to nothing: 270 to 420 MiB were measured, of two builds of torch."""
 
 REHEARSED = 3
-"""Kinds of runs that are rehearsed, those with the highest bounds: of two, the one with the lower may take more."""
+"""Kinds of runs that are rehearsed, those with the highest bounds: of two, the one with the lower may take more. Those
+without a bound, models of torchvision, are all rehearsed beside them: which of them is large is not known."""
 
 CONTEXT = 2**29
 """Bytes that a process takes of a GPU before it has put anything there: assumed, not measured."""
@@ -87,12 +88,13 @@ def pack(configs: Sequence[RunConfig], launch: SweepConfig, device: str) -> Pack
 def _rehearsed(
     configs: Sequence[RunConfig], bounds: Sequence[float], place: torch.device, threads: int
 ) -> Sequence[Rehearsal | Failure]:
-    """What became of one run of each of the largest kinds."""
+    """What became of one run of each of the largest kinds, and of each kind without a bound."""
     falling = sorted(zip(bounds, configs, strict=True), key=lambda pair: pair[0], reverse=True)
     largest: dict[Any, RunConfig] = {}
     for _, config in falling:
         largest.setdefault(kind(config), config)
-    return list(rehearse(list(islice(largest.values(), REHEARSED)), place, threads))
+    boundless = sum(math.isinf(bound(config)) for config in largest.values())
+    return list(rehearse(list(islice(largest.values(), boundless + REHEARSED)), place, threads))
 
 
 def _fits(found: Sequence[Rehearsal | Failure], bounds: Sequence[float], place: torch.device) -> tuple[int, str]:

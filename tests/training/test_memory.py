@@ -82,6 +82,14 @@ def test_free_gpu_memory_is_the_first_of_what_cuda_says(monkeypatch: pytest.Monk
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it is what the process has now")
+def test_own_peak_where_the_kernel_tells_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = memory.own_peak()
+    (tmp_path / "status").write_text("Name:\tpython\nVmSize:\t 9000 kB\nVmRSS:\t 8000 kB\nThreads:\t1\n")
+    monkeypatch.setattr(memory, "STATUS", tmp_path / "status")
+    assert exact < memory.own_peak() < psutil.virtual_memory().total
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it is what the process has now")
 def test_own_peak_counts_what_was_freed_and_not_what_is_mapped(tmp_path: Path) -> None:
     """64 MiB that are there for a moment, and 64 MiB of a file that is mapped all along."""
     (tmp_path / "file").write_bytes(bytes(64 * 2**20))

@@ -41,12 +41,17 @@ def own_peak() -> int:
     What it has from a process that it was forked from counts, though as long as neither writes there it is shared.
 
     On Linux the highest resident size since the process began its program (getrusage's is also that of the process it
-    came from), less what it shares now; elsewhere what it has to itself now.
+    came from), less what it shares now; where the kernel tells none of these, as gVisor's, getrusage's with all that
+    is shared. Elsewhere what the process has to itself now.
     """
     if sys.platform != "linux":
         return int(psutil.Process().memory_full_info().uss)
     lines = (line.split() for line in STATUS.read_text(encoding="utf-8").splitlines())
     kib = {words[0]: int(words[1]) for words in lines if words[-1] == "kB"}
+    if not kib.keys() >= {"VmHWM:", "RssFile:", "RssShmem:"}:
+        import resource  # noqa: PLC0415 - Windows has none
+
+        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return 1024 * (kib["VmHWM:"] - kib["RssFile:"] - kib["RssShmem:"])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,28 @@ def test_a_transfer_starts_from_the_source_and_a_head_of_its_own(tiny: RunConfig
     start = started.model.state_dict()
     assert blocks_equal(start, {**given.state, "head.linear.weight": torch.tensor(0)}) == {"stem", "blocks.0"}
     assert blocks_equal(start, fresh.model.state_dict()) == {"blocks.1", "blocks.2", "head"}
+
+
+def test_the_weights_of_the_source_are_not_kept_in_memory_while_a_run_is_trained(
+    tiny: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[weakref.ref[weights.Weights]] = []
+    load, train = weights.kept, Trial.run
+
+    def loaded(run: Run) -> weights.Weights | None:
+        found = load(run)
+        given.extend([] if found is None else [weakref.ref(found)])
+        return found
+
+    def trained(self: Trial) -> dict[str, Any]:
+        assert [each() for each in given] == [None] * len(given)
+        return train(self)
+
+    execute(transferring(tiny), device=CPU)
+    monkeypatch.setattr(weights, "kept", loaded)
+    monkeypatch.setattr(Trial, "run", trained)
+    execute(transferring(tiny, copied=1), device=CPU)
+    assert len(given) == 1
 
 
 def test_a_factor_slows_the_copied_blocks_and_no_others(tiny: RunConfig) -> None:

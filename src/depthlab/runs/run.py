@@ -92,6 +92,7 @@ def execute(
                 trial = Trial(
                     config, device, watched, checkpoints=checkpoints, stop=asked, origin=origin, weights=given
                 )
+                del given  # copied by now, and as large as the network
                 outcome = trial.run()
             readings, last = outcome.pop("readings"), outcome.pop("weights", None)
             if keep_weights and last is not None:

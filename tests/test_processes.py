@@ -53,3 +53,15 @@ assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])
 print(told)
 """
     assert told_by(code) == "['to its end', 'stopped']\n"
+
+
+def test_a_new_process_has_the_environment_it_is_given_and_its_temporary_folder(tmp_path: Path) -> None:
+    code = f"""
+import os, tempfile
+from depthlab._processes import settle
+before = tempfile.gettempdir()
+given = {{"TMPDIR": {str(tmp_path)!r}, "OTHER": "1"}}
+settle(given)
+print(dict(os.environ) == given, before != tempfile.gettempdir(), tempfile.gettempdir())
+"""
+    assert told_by(code) == f"True True {tmp_path}\n"

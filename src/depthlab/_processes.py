@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -84,5 +85,6 @@ def settle(environment: Mapping[str, str]) -> None:
     """In a new process: takes its parent's environment as it is now, and the signals that were deferred for it."""
     os.environ.clear()
     os.environ.update(environment)
+    tempfile.tempdir = None  # looked for once, perhaps by the process that this one was forked from
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)

@@ -52,8 +52,8 @@ class SweepConfig:
     )
     threads: int | None = number(
         None,
-        "threads of each run (null: one; of a CNN all cores when it is trained alone, and in a sweep those that are "
-        "idle where memory is short)",
+        "threads of each run (null: one; of a CNN or a model of torchvision all cores when it is trained alone, and in "
+        "a sweep those that are idle where memory is short)",
         low=1,
     )
     gpus: int = number(0, "GPUs of each run, where the engine hands them out (submitit, ray)")

@@ -58,9 +58,10 @@ def pack(configs: Sequence[RunConfig], launch: SweepConfig, device: str) -> Pack
     number of its threads, do not depend on what else the sweep trains. They are fewer where memory is short: of the
     largest runs, so many as fit into 0.9 of it together. A bound from the configuration says whether that could happen;
     if so, runs of the largest kinds are rehearsed, and what they took counts for all runs whose bound is larger. The
-    cores that are then left over become threads if all runs are convolutional, as they do for one such run without a
-    sweep; thin layers are slower on several threads. On a GPU as many runs share it as its memory and the machine's
-    hold; there it always takes a rehearsal. That has been tested with made-up memory only, not on a GPU.
+    cores that are then left over become threads if all runs are of CNNs or of torchvision's models, as they do for one
+    such run without a sweep; thin layers are slower on several threads. On a GPU as many runs share it as its memory
+    and the machine's hold; there it always takes a rehearsal. That has been tested with made-up memory only, not on a
+    GPU.
 
     sweep.workers and sweep.threads win, and nothing is then estimated; a cluster says itself what it takes. A run that
     asks for more than there is trains alone, which is told.
@@ -81,8 +82,8 @@ def pack(configs: Sequence[RunConfig], launch: SweepConfig, device: str) -> Pack
     workers = max(min(fits, most), 1)
     if workers == most:
         return Packing(most, launch.threads or 1)
-    is_convolutional = not on_gpu and all(config.model.family == "cnn" for config in configs)
-    return Packing(workers, launch.threads or (cores // workers if is_convolutional else 1), reason)
+    gain = not on_gpu and all(config.model.gains_from_threads for config in configs)
+    return Packing(workers, launch.threads or (cores // workers if gain else 1), reason)
 
 
 def _rehearsed(

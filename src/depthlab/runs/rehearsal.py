@@ -128,7 +128,7 @@ def rehearse(configs: Sequence[RunConfig], device: torch.device | str, threads: 
                     found = rehearsed.result()
                     del left[0]
                     yield found
-            except BrokenProcessPool:
+            except (BrokenProcessPool, EOFError, ConnectionError):
                 del left[0]
                 yield Failure("its process was killed, perhaps for want of memory", killed=True)
             except BaseException:  # Ctrl-C, or nobody wants the others: there is nothing to save

@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +92,7 @@ def exponent(depths: list[int], values: list[float]) -> float:
 
 
 def section(family: str, options: argparse.Namespace, progress: tqdm[None]) -> tuple[str, str]:
-    """Markdown: a row for each depth, then the exponents; of these, those without checkpointing."""
+    """Markdown: a row for each depth, then the exponents; and a headline."""
     least = measured(family, 4, 2, False)
     found: list[tuple[dict[str, float], dict[str, float]]] = []
     for depth in options.depths:
@@ -106,12 +107,16 @@ def section(family: str, options: argparse.Namespace, progress: tqdm[None]) -> t
         [str(depth), *cells(without), *cells(with_), f"{with_['seconds'] / without['seconds']:.2f}"]
         for depth, (without, with_) in zip(options.depths, found, strict=True)
     ]
-    words = [
-        growth(options.depths, list(each), kind)
-        for each, kind in zip(zip(*found, strict=True), ("Without", "With"), strict=True)
-    ]
+    without, with_ = (Growth.of(options.depths, list(each)) for each in zip(*found, strict=True))
     table = pipe_table(heads, rows, ["right"] * len(heads))
-    return f"## {family}\n\n{table}\n{chr(10).join(words)}\n", words[0]
+    words = f"Without activation checkpointing{without}.\nWith activation checkpointing{with_}."
+    deep = [float(row[-1]) for row in rows if int(row[0]) >= DEEP]
+    head = (
+        f"{family}: from {DEEP} to {max(options.depths):,} layers a step's time grows as depth^{without.time:.2f}, "
+        f"and the memory of its activations as depth^{without.rise:.2f}; with activation checkpointing that grows as "
+        f"depth^{with_.rise:.2f}, for {min(deep):.1f} to {max(deep):.1f} times the time."
+    )
+    return f"## {family}\n\n{table}\n{words}\n", head
 
 
 def cells(step: dict[str, float]) -> list[str]:
@@ -119,19 +124,27 @@ def cells(step: dict[str, float]) -> list[str]:
     return [f"{1e3 * step['seconds']:.3g}", f"{step['mebibytes']:.3g}", f"{step['rise']:.3g}"]
 
 
-def growth(depths: list[int], steps: list[dict[str, float]], kind: str) -> str:
-    """A sentence with the exponents."""
-    deep = [(depth, step) for depth, step in zip(depths, steps, strict=True) if depth >= DEEP]
-    if len(deep) < 2:
-        return ""
-    time_, memory, rise = (
-        exponent([depth for depth, _ in deep], [step[name] for _, step in deep])
-        for name in ("seconds", "mebibytes", "rise")
-    )
-    return (
-        f"{kind} activation checkpointing, from {DEEP} layers on: time grows as depth^{time_:.2f}, memory as "
-        f"depth^{memory:.2f}, that of activations as depth^{rise:.2f}."
-    )
+@dataclass(frozen=True)
+class Growth:
+    """Exponents of time, of memory and of what of it comes in a step, over depth."""
+
+    time: float
+    memory: float
+    rise: float
+
+    @classmethod
+    def of(cls, depths: list[int], steps: list[dict[str, float]]) -> Growth:
+        """Fitted from DEEP layers on, of which there must be two depths."""
+        deep = [(depth, step) for depth, step in zip(depths, steps, strict=True) if depth >= DEEP]
+        names = ("seconds", "mebibytes", "rise")
+        return cls(*(exponent([depth for depth, _ in deep], [step[name] for _, step in deep]) for name in names))
+
+    def __str__(self) -> str:
+        """As a sentence goes on."""
+        return (
+            f", from {DEEP} layers on: time grows as depth^{self.time:.2f}, memory as depth^{self.memory:.2f}, that of "
+            f"activations as depth^{self.rise:.2f}"
+        )
 
 
 def main() -> None:
@@ -147,11 +160,14 @@ def main() -> None:
     if options.family is not None:
         print(json.dumps(step_of(options.family, options.depth, options.steps, options.checkpointing)))
         return
+    if sum(depth >= DEEP for depth in options.depths) < 2:
+        parser.error(f"--depths needs two depths of {DEEP} layers or more, between which growth is fitted")
+    prepare_process(1)
     with tqdm(total=len(FAMILIES) * len(options.depths)) as progress:
         sections = [section(family, options, progress) for family in FAMILIES]
     page = f"""# Depth
 
-> {(chr(10) + "> ").join(f"{family}: {words}" for family, (_, words) in zip(FAMILIES, sections, strict=True))}
+> {(chr(10) + "> ").join(head for _, head in sections)}
 
 {circumstances()}
 One thread; median of {options.steps - 1} training steps with a fused optimiser, first without activation checkpointing,

@@ -30,6 +30,7 @@ from depthlab.config import (
     TrainConfig,
     TransferConfig,
     describe_fields,
+    differing,
     flat,
     from_mapping,
     stream_seed,
@@ -245,6 +246,9 @@ def test_key_is_that_of_the_value(given_values: dict[str, Any], data: st.DataObj
     assert from_mapping(yaml.safe_load(yaml.safe_dump(to_mapping(run)))).key() == run.key()
     backwards = dict(reversed(json.loads(json.dumps(to_mapping(run))).items()))
     assert from_mapping(backwards).key() == run.key()
+    changed = differing(run)
+    assert from_mapping(nested(changed)) == run
+    assert changed == {name: value for name, value in flat(run).items() if value != DEFAULTS[name]}
     name = data.draw(st.sampled_from(sorted(OTHERS)))
     value = data.draw(st.sampled_from([value for value in OTHERS[name] if value != flat(run)[name]]))
     assert built(nested({**flat(run), name: value})).key() != run.key()

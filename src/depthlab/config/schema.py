@@ -178,6 +178,11 @@ def flat(config: RunConfig) -> dict[str, Any]:
     return dict(flatten(to_mapping(config), ""))
 
 
+def differing(config: RunConfig) -> dict[str, Any]:
+    """What of it differs from the defaults, with dotted names: {"model.depth": 50, "seed": 1}."""
+    return dict(flatten(differences(to_mapping(config), _defaults()), ""))
+
+
 def stream_seed(seed: int, name: str) -> int:
     """Seed of a named random stream, below 2**63.
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from depthlab.config import RunConfig, flat
+from depthlab.config import RunConfig, differing, flat
 from depthlab.runs.store import Run, Status, StoreError, runs_root
 
 DAMAGED = "damaged"
@@ -47,7 +47,7 @@ def ledger(configs: Iterable[RunConfig] | None = None) -> list[Entry]:
     """An entry for each of the given runs, missing ones included; without them, for every directory there is."""
     if configs is not None:
         unique = {config.key(): config for config in configs}
-        return [_entry(Run.of(config), _differing(config)) for config in unique.values()]
+        return [_entry(Run.of(config), differing(config)) for config in unique.values()]
     root = runs_root()
     folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
     return [_entry(Run(folder)) for folder in folders]
@@ -106,12 +106,7 @@ def _about(status: Status, record: Mapping[str, Any]) -> str:
 def _settings_in(folder: Path) -> Mapping[str, Any]:
     """Of runs that were begun before run.json held them."""
     config = config_of(folder.name) if folder.parent == runs_root() else None
-    return _differing(config) if config else {}
-
-
-def _differing(config: RunConfig) -> dict[str, Any]:
-    defaults = _defaults()
-    return {name: value for name, value in flat(config).items() if value != defaults[name]}
+    return differing(config) if config else {}
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from depthlab import nets
-from depthlab.config import PROTOCOL, RunConfig, flat
+from depthlab.config import PROTOCOL, RunConfig, differing
 from depthlab.runs import weights
 from depthlab.runs.checkpoints import Checkpoints
 from depthlab.runs.interrupts import Stop, stopping_politely
@@ -63,18 +63,7 @@ def execute(
         if _is_complete(run, keep_weights):
             return run
         started = time.perf_counter()
-        record = {
-            "key": run.key,
-            "protocol": PROTOCOL,
-            "settings": {name: value for name, value in flat(config).items() if value != flat(RunConfig())[name]},
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
-            "device": _device_name(device),
-            "threads": torch.get_num_threads(),
-            **provenance(),
-            **({} if given is None else {"source": {"origin": given.origin, "sha256": given.sha256}}),
-        }
+        record = _beginning(config, device, given)
         run.begin(config, record)
         origin = {name: str(record[name]) for name in ("commit", "device", "threads")}
         origin["torch"] = str(torch.__version__)  # not of torch's own type, which a checkpoint may not hold
@@ -111,6 +100,22 @@ def execute(
             run.end_early({"status": Status.INTERRUPTED, **steps, **record}, None)
             raise
         return run
+
+
+def _beginning(config: RunConfig, device: torch.device, given: weights.Weights | None) -> dict[str, Any]:
+    """What run.json tells of a run from its first moment on: settings, place, code, and the source of its weights."""
+    return {
+        "key": config.key(),
+        "protocol": PROTOCOL,
+        "settings": differing(config),
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": _device_name(device),
+        "threads": torch.get_num_threads(),
+        **provenance(),
+        **({} if given is None else {"source": {"origin": given.origin, "sha256": given.sha256}}),
+    }
 
 
 def _given_weights(config: RunConfig, root: Path | None, *, stop: Stop | None, **how: Any) -> weights.Weights | None:

@@ -58,25 +58,7 @@ class Trial:
         self.config = config
         self.progress = progress
         self.splits = load_splits(config.data, device)
-        shape = self.splits.train.pool.shape
-        model = nets.build(
-            config.model,
-            channels=shape[1],
-            size=shape[2],
-            classes=len(self.splits.classes),
-            seed=config.seed,
-            head=config.transfer.head,
-        )
-        blocks = len(model.block_names())
-        config.transfer.check_blocks(blocks)
-        copied = config.transfer.copied_of(blocks)
-        if weights is not None:
-            nets.copy_blocks(model, weights.state, copied)
-        nets.freeze(model, config.transfer.frozen_of(blocks))
-        self.model = model.to(device)
-        if config.model.family == "cnn":
-            # a third of the step time of small convolutions on the CPU; of torchvision's models as often a loss
-            self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model, copied = _network(config, self.splits, weights, device)
         self.batches = data.Batches(
             self.splits.train,
             config.data,
@@ -318,6 +300,26 @@ class Trial:
     def _table(self) -> pd.DataFrame:
         table = pd.DataFrame(self.rows, columns=list(COLUMNS)).astype(COLUMNS)
         return table.sort_values(["step", "depth", "probe"], kind="stable", ignore_index=True)
+
+
+def _network(
+    config: RunConfig, splits: data.Splits, weights: Weights | None, device: torch.device
+) -> tuple[nets.Network, int]:
+    """The network before its first update, on the device; and how many of its blocks are copied, or count as such."""
+    _, channels, size, _ = splits.train.pool.shape
+    head, classes = config.transfer.head, len(splits.classes)
+    model = nets.build(config.model, channels=channels, size=size, classes=classes, seed=config.seed, head=head)
+    blocks = len(model.block_names())
+    config.transfer.check_blocks(blocks)
+    copied = config.transfer.copied_of(blocks)
+    if weights is not None:
+        nets.copy_blocks(model, weights.state, copied)
+    nets.freeze(model, config.transfer.frozen_of(blocks))
+    model = model.to(device)
+    if config.model.family == "cnn":
+        # a third of the step time of small convolutions on the CPU; of torchvision's models as often a loss
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model, copied
 
 
 class Chosen:

@@ -31,17 +31,15 @@ class Batches:
         self.steps_per_epoch = len(images) // batch_size
         self._images, self._config, self._seed = images, config, seed
         self._scaling = scaling(mean, std)  # made once: a third of what a batch of MNIST takes
-        self._epoch = -1
-        self._order = torch.empty(0)
+        self._epoch, self._shuffled = -1, images
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
         if step < 0:
             raise IndexError(f"step {step} is before the first, 0; the stream has no end to count from")
         epoch, batch = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
-            self._epoch, self._order = epoch, self._draw_order(epoch)
-        chosen = self._order[batch * self.batch_size : (batch + 1) * self.batch_size]
-        images, labels = self._images[chosen]
+            self._epoch, self._shuffled = epoch, self._images.ordered(self._draw_order(epoch))
+        images, labels = self._shuffled[batch * self.batch_size : (batch + 1) * self.batch_size]
         return self._augment(images, step), labels
 
     def _draw_order(self, epoch: int) -> Tensor:

@@ -38,13 +38,15 @@ class Images:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, chosen: Tensor | slice) -> tuple[Tensor, Tensor]:
-        """Images (b, c, h, w), whose channels may be last in memory, and labels (b,), at positions in 0..n - 1."""
-        if isinstance(chosen, slice):
-            images = self.pool[chosen] if self.index is None else _take(self.pool, self.index[chosen])
-            return images, self.labels[chosen]
-        places = chosen if self.index is None else self.index.index_select(0, chosen)
-        return _take(self.pool, places), self.labels.index_select(0, chosen)
+    def __getitem__(self, chosen: slice) -> tuple[Tensor, Tensor]:
+        """Some images (b, c, h, w), whose channels may be last in memory, and their labels (b,)."""
+        images = self.pool[chosen] if self.index is None else _take(self.pool, self.index[chosen])
+        return images, self.labels[chosen]
+
+    def ordered(self, order: Tensor) -> Images:
+        """The images at positions order, int64 (k,) in 0..n - 1 on their device, without copying any."""
+        index = order if self.index is None else self.index.index_select(0, order)
+        return Images(self.pool, self.labels.index_select(0, order), index)
 
     def first(self, count: int) -> Images:
         """The first of them, in the same memory."""

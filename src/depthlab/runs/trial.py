@@ -84,7 +84,7 @@ class Trial:
         self.earlier: list[dict[str, str]] = []
         self.done = 0
         self.rows: list[tuple[int, str, int, str, float]] = []
-        self.pending: list[tuple[int, torch.Tensor]] = []
+        self.pending: list[Update] = []
         self.last_loss: float | None = None
         self.chosen: Chosen | None = None
         self.validation_error: float | None = None
@@ -99,7 +99,7 @@ class Trial:
         for update in self._updates():
             self.done = done = update.step + 1
             self._keep(update.step, update.rows)
-            self.pending.append((update.step, torch.stack([update.loss, update.error])))
+            self.pending.append(update)
             evaluating = is_evaluated(done, config)
             saving = self._is_to_be_saved()
             if (evaluating or saving or len(self.pending) == FETCH_EVERY) and not self._fetch():
@@ -189,13 +189,14 @@ class Trial:
 
     def _fetch(self) -> bool:
         """Moves losses to the host; False if one of them is not finite."""
-        values = torch.stack([pair for _, pair in self.pending]).tolist()
-        for (step, _), (loss, error) in zip(self.pending, values, strict=True):
-            self._note(step, "train_loss", loss)
-            self._note(step, "batch_error", error)
+        values = torch.stack([update.loss for update in self.pending] + [update.error for update in self.pending])
+        losses, errors = values.view(2, -1).tolist()
+        for update, loss, error in zip(self.pending, losses, errors, strict=True):
+            self._note(update.step, "train_loss", loss)
+            self._note(update.step, "batch_error", error)
         self.pending.clear()
-        self.last_loss = values[-1][0]
-        return all(math.isfinite(loss) for loss, _ in values)
+        self.last_loss = losses[-1]
+        return all(math.isfinite(loss) for loss in losses)
 
     def _is_overdue(self, done: int) -> bool:
         """Evaluates, keeps the best weights, and says whether early stopping has had enough."""

@@ -1,17 +1,27 @@
-"""A grid of small runs: depthlab's own sweep beside Hydra's basic launcher, from cold start to last file."""
+"""A grid of small runs: depthlab's own sweep beside Hydra's basic launcher, from cold start to last file.
+
+And what the machine has: bare loops in one process for each core, beside one alone. No sweep is faster than that.
+"""
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
+import step
+import torch
 from measuring import circumstances, interleaved, speed, speed_table
+
+from depthlab.training import available_cores, prepare_process
 
 HERE = Path(__file__).parent
 RESULT = HERE / "results" / "sweep.md"
@@ -21,8 +31,15 @@ GRIDS = {
     "8 ResNet-20": "data=cifar10_augmented model=resnet model.depth=20 seed=range(8) train=he2015 train.warmup_steps=0 "
     "train.steps=20 train.eval_every=20 data.validation_fraction=0.01",
 }
+GRIDS["8 ResNet-20, bf16"] = GRIDS["8 ResNet-20"] + " train.precision=bf16"
+BARE = {"24 MLPs": "MLP-20x100", "8 ResNet-20": "ResNet-20, float32", "8 ResNet-20, bf16": "ResNet-20, bf16"}
+"""The net of `step.py` whose bare loop tells what the machine has for a grid's runs."""
 BASIC = [sys.executable, str(HERE / "basic_launcher.py"), "-m"]
 OURS = [sys.executable, "-m", "depthlab", "train", "-m"]
+SECONDS = 5.0
+"""That a bare loop takes."""
+MEETING: list[Barrier] = []
+"""In a process with a bare loop: where it waits for the others."""
 
 
 def seconds(command: list[str], grid: str, threads: int | None) -> float:
@@ -45,6 +62,39 @@ def seconds(command: list[str], grid: str, threads: int | None) -> float:
         return taken
 
 
+def of_the_machine(name: str, rounds: int) -> str:
+    """A sentence: how much more updates a bare loop in each core's process makes than one alone."""
+    alone, all_ = "1", str(available_cores())
+    found = interleaved({count: partial(update_of, name, int(count)) for count in (alone, all_)}, rounds, name)
+    return (
+        f"Without any sweep, {all_} processes with a bare loop over {name} make {speed(found, all_, alone)} times the "
+        "updates of one alone, each on one thread."
+    )
+
+
+def update_of(name: str, processes: int) -> float:
+    """Seconds of an update, those of all processes counted."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context, meet_at, [context.Barrier(processes)]) as pool:
+        return 1 / sum(pool.map(updates_a_second, [name] * processes))
+
+
+def updates_a_second(name: str) -> float:
+    """Of a bare loop over one batch, begun when all processes have come as far."""
+    prepare_process(1)
+    config = step.NETS[name]
+    shape = (3, 32, 32) if config.data.name == "cifar10" else (1, 28, 28)
+    batches = [(torch.rand(step.BATCH, *shape), torch.zeros(step.BATCH, dtype=torch.int64))]
+    pace = step.bare(config, batches, 2, 3)
+    MEETING[0].wait()
+    return 1 / step.bare(config, batches, 2, round(SECONDS / pace))
+
+
+def meet_at(barrier: Barrier) -> None:
+    """Tells a process where it waits for the others."""
+    MEETING.append(barrier)
+
+
 def main() -> None:
     """Measures, and prints the page."""
     parser = argparse.ArgumentParser(description="A grid of small runs: depthlab beside Hydra's basic launcher.")
@@ -62,6 +112,7 @@ def main() -> None:
         found = interleaved(contenders, options.rounds, name)
         others = [other for other in contenders if "basic" in other]
         tables.append(f"## {name}\n\n`{GRIDS[name]}`\n\n{speed_table(found, others, 'sweeps')}")
+        tables[-1] += f"\n{of_the_machine(BARE[name], options.rounds)}\n"
         heads.append(f"{speed(found, 'depthlab train -m', others[0])} times as fast ({name})")
     page = f"""# A sweep, from cold start to its last file
 

@@ -77,8 +77,8 @@ def costs(net: str, options: argparse.Namespace, progress: tqdm[Any]) -> dict[st
     """Seconds of an update in each round, by tool; for a tool that cannot watch this net, why."""
     config, images = NETS[net]
     model = make(config, images)
-    seconds: dict[str, list[float] | str] = {tool: [] for tool in TOOLS}
-    order, shuffle = list(TOOLS), random.Random(0).shuffle
+    seconds: dict[str, list[float] | str] = {tool: [] for tool in options.tools}
+    order, shuffle = list(options.tools), random.Random(0).shuffle
     for _ in range(options.rounds):
         shuffle(order)
         for tool in order:
@@ -140,7 +140,7 @@ def alive(steps: int, device: torch.device) -> float:
 
 def cost_table(found: Mapping[str, Mapping[str, list[float] | str]]) -> str:
     """Markdown: ratio to the unwatched net by tool and net, median over rounds and quartiles."""
-    heads, rows = ["tool"], [[tool] for tool in TOOLS]
+    heads, rows = ["tool"], [[tool] for tool in next(iter(found.values()))]
     for net, seconds in found.items():
         unwatched = torch.tensor(seconds[BARE], dtype=torch.float64)
         heads.append(f"{net} ({unwatched.median().item() * 1e3:.3g} ms)")
@@ -165,7 +165,7 @@ def ratio(seconds: Mapping[str, list[float] | str], tool: str = "depthlab") -> f
 def outcome_table(options: argparse.Namespace, found: Mapping[str, Mapping[str, list[float] | str]]) -> str:
     """Markdown: what survives of each tool's readings, which idioms it stands; below, every error in a line."""
     rows, crashes = [], defaultdict[str, list[str]](list)
-    tools = {tool: attach for tool, attach in TOOLS.items() if tool != AGAIN}
+    tools = {tool: TOOLS[tool] for tool in options.tools if tool != AGAIN}
     for tool, attach in tqdm(tools.items(), desc="readings and idioms"):
         outcomes = {name: runs(attach, idiom, options.device) for name, idiom in IDIOMS.items()}
         cells = [verdict(outcome) for outcome in outcomes.values()]
@@ -195,7 +195,7 @@ def versions_of_tools() -> dict[str, str]:
 
 def report(options: argparse.Namespace) -> str:
     """The whole page."""
-    with tqdm(total=len(options.nets) * options.rounds * len(TOOLS)) as progress:
+    with tqdm(total=len(options.nets) * options.rounds * len(options.tools)) as progress:
         found = {net: costs(net, options, progress) for net in options.nets}
     return f"""# Watching a training: what it costs, and what survives
 
@@ -229,6 +229,10 @@ def parse() -> argparse.Namespace:
     """Settings from the command line."""
     parser = argparse.ArgumentParser(description="What watching a training costs: depthlab beside other tools.")
     parser.add_argument("--nets", nargs="+", choices=NETS, default=list(NETS), help="default: all")
+    parser.add_argument(
+        "--tools", nargs="+", choices=list(TOOLS)[1:], default=list(TOOLS)[1:], metavar="TOOL",
+        help=f"beside {BARE!r}; default: all of {', '.join(repr(tool) for tool in list(TOOLS)[1:])}",
+    )  # fmt: skip
     parser.add_argument("--rounds", type=positive, default=9, help="rounds per net (default: %(default)s)")
     parser.add_argument(
         "--steps", type=positive, default=100, help="timed updates per round and tool (default: %(default)s)"
@@ -238,7 +242,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: %(default)s)")
     parser.add_argument("--device", type=resolve_device, default="cpu", help="auto, cpu, cuda, cuda:N")
     parser.add_argument("--output", nargs="?", type=Path, const=RESULT, help="also write it (default: results/ here)")
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.tools = [BARE, *(tool for tool in TOOLS if tool in options.tools)]
+    return options
 
 
 def main() -> None:

@@ -40,7 +40,7 @@ NETS = {
     "ResNet-20": RESNET,
     "ResNet-56": replace(RESNET, model=replace(RESNET.model, depth=56)),
 }
-STEP, SQUARE = "step", "square product"
+STEP, SQUARE, BF16 = "step", "square product", "square product in bf16"
 SIDE = 1024
 """Of the square matrices whose product is told beside the limit: about the most that the machine can do at all."""
 
@@ -166,7 +166,7 @@ def measured(name: str, options: argparse.Namespace) -> tuple[list[str], list[li
     labels = torch.randint(10, (config.train.batch_size,), generator=random)
     step, products = stepper(config, images, labels), products_of(build(config), images)
     a, b = torch.randn(SIDE, SIDE), torch.randn(SIDE, SIDE)
-    runs = {STEP: step, SQUARE: partial(torch.mm, a, b)}
+    runs = {STEP: step, SQUARE: partial(torch.mm, a, b), BF16: partial(torch.mm, a.bfloat16(), b.bfloat16())}
     runs |= {str(product): product.operation() for product in products}
     seconds = interleaved(
         {key: partial(timed, run, options.seconds) for key, run in runs.items()}, options.rounds, name
@@ -181,8 +181,8 @@ def measured(name: str, options: argparse.Namespace) -> tuple[list[str], list[li
         raise RuntimeError(f"{name}: a step has {flops} operations, its products have {alone}")
     low, middle, high = ratios({STEP: seconds[STEP], "limit": limit}, STEP, "limit")
     speeds = [flops / 1e9 / statistics.median(each) for each in (seconds[STEP], limit)]
-    square = 2 * SIDE**3 / 1e9 / statistics.median(seconds[SQUARE])
-    cells = [name, f"{flops / 1e9:.3g}", *(f"{speed:.3g}" for speed in (*speeds, square))]
+    speeds += [2 * SIDE**3 / 1e9 / statistics.median(seconds[square]) for square in (SQUARE, BF16)]
+    cells = [name, f"{flops / 1e9:.3g}", *(f"{speed:.3g}" for speed in speeds)]
     shares = [[kind, f"{share:.1%}"] for kind, share in shares_of(step, options.profiled).items()]
     return [*cells, f"{middle:.1%} [{low:.1%}, {high:.1%}]"], shares
 
@@ -199,7 +199,8 @@ def main() -> None:
     options = parser.parse_args()
     prepare_process(options.threads)
     found = {name: measured(name, options) for name in options.nets}
-    heads = ["net", "GFLOP a step", "GFLOP/s of the step", "of its limit", "of a square product", "share of the limit"]
+    speeds = ["GFLOP/s of the step", "of its limit", "of a square product", "of that in bf16"]
+    heads = ["net", "GFLOP a step", *speeds, "share of the limit"]
     rest = [
         f"## {name}\n\n{pipe_table(['of a step', 'share'], shares, ['left', 'right'])}"
         for name, (_, shares) in found.items()
@@ -212,10 +213,10 @@ def main() -> None:
 {circumstances()}
 Batch {RESNET.train.batch_size}, float32, {options.rounds} rounds in which all take their turn, each for
 {options.seconds:g} s; medians, the share with quartiles. The limit is the time of the same products alone, shape by
-shape; beside it, the product of two matrices of {SIDE} x {SIDE}. Below, where the time of a step goes, by torch's
-profiler.
+shape; beside it, the product of two matrices of {SIDE} x {SIDE}, and the same in bf16: where that is slower,
+`train.precision=bf16` is too. Below, where the time of a step goes, by torch's profiler.
 
-{pipe_table(heads, [row for row, _ in found.values()], ["left"] + ["right"] * 5)}
+{pipe_table(heads, [row for row, _ in found.values()], ["left"] + ["right"] * 6)}
 {chr(10).join(rest)}"""
     print(page)
     if options.output is not None:

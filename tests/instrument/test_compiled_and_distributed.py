@@ -83,6 +83,55 @@ def test_what_is_repeated_belongs_to_the_pass_that_is_trained(use_reentrant: boo
     assert len(values(expected, "backward_norm")) == 8 * STEPS
 
 
+def test_what_is_repeated_makes_no_pass_one_that_is_trained() -> None:
+    """Where an object without tensors is given out, nothing tells whose pass is repeated: not an evaluation's."""
+
+    class Opaque:
+        def __init__(self, logits: Tensor) -> None:
+            self.logits = logits
+
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = Checkpointed(use_reentrant=True)
+
+        def forward(self, x: Tensor) -> Opaque:
+            return Opaque(self.net(x))
+
+    def trained(evaluates: bool) -> pd.DataFrame:
+        model = Wrapped()
+        optimizer = SGD(model.parameters(), lr=0.1)
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)  # as after a micro-batch
+        torch.manual_seed(5)
+        with watching(model, optimizer, probes=("activation_std", "output_std")) as watcher:
+            outputs: Opaque = model(batch()[0])
+            if evaluates:
+                model.eval()
+                model.net(10 * batch()[0])  # which gives out a tensor
+                model.train()
+            F.mse_loss(outputs.logits, batch()[1]).backward()
+            optimizer.step()
+        return watcher.table()
+
+    assert_equal(trained(evaluates=True), trained(evaluates=False))
+
+
+def test_what_is_repeated_of_a_pass_before_the_watching_is_of_no_pass() -> None:
+    model = Checkpointed(use_reentrant=True)
+    optimizer = SGD(model.parameters(), lr=0.1)
+    loss = F.mse_loss(model(batch()[0]), batch()[1])
+    with (  # noqa: PT031
+        pytest.warns(UserWarning, match="no forward pass through them was seen"),
+        watching(model, optimizer, probes=("grad_norm", "backward_norm")) as watcher,
+    ):
+        loss.backward()
+        optimizer.step()
+    table = watcher.table()
+    assert set(table.probe) == {"grad_norm"}
+    assert len(values(table, "grad_norm")) == 8
+
+
 COMPILED = "outputs of .*may be inside torch.compile.* weights and gradients are read"
 
 

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Optimizer
 
+from depthlab.probes import trace
+
 
 def stack() -> int:
     return torch._C._len_torch_function_stack()  # type: ignore[attr-defined]
@@ -74,6 +76,37 @@ def test_a_pass_may_give_out_an_object_in_which_no_tensor_is_found() -> None:
 
     found = train_with(lambda model, step: F.mse_loss(model(batch(step)[0]).logits, batch(step)[1]), Wrapped())
     assert_equal(found, train_with(error_of, mlp()))
+
+
+def test_a_network_that_gives_out_its_own_weights_has_no_hook_left_on_them() -> None:
+    """Tensors of a pass end with it; a parameter would gather a hook in every pass."""
+
+    class Open(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = mlp()
+
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            return self.net(x), self.net[0].weight, self.net[2].weight.view(-1)
+
+    model = Open()
+    found = train_with(lambda _, step: F.mse_loss(model(batch(step)[0])[0], batch(step)[1]), model)
+    assert_equal(found, train_with(error_of, mlp()))
+    assert not any(parameter._backward_hooks for parameter in model.parameters())
+
+
+def test_a_hook_for_a_part_of_a_tensor_sees_the_gradient_of_that_part() -> None:
+    """A view of all of a tensor that is changed in place loses its hooks, so that these are put on the whole."""
+    leaf = torch.ones(4, 3, requires_grad=True)
+    whole = 2 * leaf
+    part, reshaped = whole[:2], whole.view(12)
+    assert trace._whole(part) is part
+    assert trace._whole(reshaped) is whole
+    assert trace._whole(of_leaf := leaf.view(12)) is of_leaf
+    seen: list[Tensor] = []
+    trace._whole(part).register_hook(seen.append)
+    (part.sum() + 5 * whole.sum()).backward()
+    assert seen[0].tolist() == torch.ones(2, 3).tolist()
 
 
 def test_a_module_that_calls_itself_is_seen_to_its_end() -> None:

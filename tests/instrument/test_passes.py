@@ -73,6 +73,11 @@ def validates_with_gradients(model: nn.Module, _optimizer: torch.optim.Optimizer
     model.train()
 
 
+def validates_without_gradients(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    with torch.no_grad():
+        validates_with_gradients(model, optimizer)
+
+
 def skips_a_batch(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     model.eval()  # no statistics of batch norm change, so that the run without it is the same
     F.cross_entropy(model(batch(52, scale=100)[0]), batch(52)[1]).backward()
@@ -80,13 +85,16 @@ def skips_a_batch(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     model.train()
 
 
-@pytest.mark.parametrize("intruder", [measures, validates_with_gradients, skips_a_batch])
+@pytest.mark.parametrize("intruder", [measures, validates_with_gradients, validates_without_gradients, skips_a_batch])
 def test_intruders_leave_no_trace(intruder: Intruder) -> None:
     pd.testing.assert_frame_equal(train(intruder), train())
 
 
-@pytest.mark.parametrize("intruder", [measures, measures_while_another_watcher_ends])
-def test_measuring_where_gradients_are_there_leaves_no_trace(intruder: Intruder) -> None:
+@pytest.mark.parametrize(
+    "intruder",
+    [measures, measures_while_another_watcher_ends, validates_with_gradients, validates_without_gradients],
+)
+def test_intruders_where_gradients_are_there_leave_no_trace(intruder: Intruder) -> None:
     """Between backward and update nothing is thrown away that could tell whose gradients they are."""
     pd.testing.assert_frame_equal(train(before_update=intruder), train())
 
@@ -112,6 +120,20 @@ def test_a_discriminator_is_read_in_its_own_updates() -> None:
         return watcher.table()
 
     pd.testing.assert_frame_equal(trained(True), trained(False))
+
+
+def test_what_a_module_around_the_network_applies_is_no_activation_of_its_last_layer() -> None:
+    def trained(around: Callable[[nn.Module], Callable[[Tensor], Tensor]]) -> pd.DataFrame:
+        model = net()
+        optimizer, call = SGD(model.parameters(), lr=0.1), around(model)
+        with depthlab.watch(model, optimizer, probes=PROBE_NAMES, every=1, budget=None) as watcher:
+            F.cross_entropy(call(batch(0)[0]), batch(0)[1]).backward()
+            optimizer.step()
+        return watcher.table()
+
+    by_module = trained(lambda model: nn.Sequential(model, nn.ReLU()))
+    pd.testing.assert_frame_equal(by_module, trained(lambda model: lambda x: F.relu(model(x))))
+    assert set(by_module.query("probe == 'dead_fraction'")["layer"]) == {"0", "2"}
 
 
 def test_accumulated_micro_batches_are_read_together() -> None:

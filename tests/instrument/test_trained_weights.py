@@ -6,7 +6,7 @@ import copy
 import warnings
 
 import pytest
-from loop import IN, OUT, STEPS, batch, bits, layers, mlp, train, values, watching
+from loop import BATCH, IN, OUT, STEPS, batch, bits, layers, mlp, train, values, watching
 from torch import Tensor, nn
 from torch.optim import SGD
 
@@ -72,6 +72,22 @@ def test_of_layers_that_are_not_chosen_nothing_is_collected() -> None:
     assert found[3] == of_layers | {("saturation", 0), ("dead_fraction", 1)}
     assert found[1] == {(probe, position) for probe, position in found[3] if position == 1}
     assert found[0] == set()
+
+
+def test_a_watcher_samples_only_the_layers_that_were_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    samples: list[tuple[int, ...]] = []
+    sample = Signals._sample
+
+    def counted(self: Signals, tensor: Tensor, channels: int) -> Tensor:
+        samples.append(tuple(tensor.shape))
+        return sample(self, tensor, channels)
+
+    monkeypatch.setattr(Signals, "_sample", counted)
+    train(mlp(), probes=("output_std",), steps=1)
+    assert len(samples) == 3
+    samples.clear()
+    train(mlp(), probes=("output_std",), steps=1, layers=["4"])
+    assert samples == [(BATCH, OUT)]
 
 
 def test_a_frozen_transformer_in_evaluation_mode_computes_the_same_bits() -> None:

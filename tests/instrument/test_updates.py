@@ -137,3 +137,14 @@ def test_copies_of_weights_follow_them_to_another_device() -> None:
         parameters.read_weights([0])
         (update,) = parameters.read_updates()
         assert update.values.device == weight.device
+
+
+def test_a_gradient_that_was_kept_is_compared_once_and_then_let_go() -> None:
+    """It is as large as the weights: the next copy is made when this one is gone."""
+    weight = nn.Parameter(torch.ones(3, 2))
+    parameters = Parameters([weight], ("grad_cosine",))
+    weight.grad = torch.ones(3, 2)
+    parameters.keep_gradients([0])
+    (cosine,) = parameters.read_gradients([0])
+    assert cosine.values.item() == pytest.approx(1.0)
+    assert parameters.read_gradients([0]) == []

@@ -243,6 +243,41 @@ def test_data_is_not_mistaken_for_a_buffer_in_whose_place_in_memory_it_is() -> N
     assert set(values(table, "backward_norm")) == {(step, name) for step in range(10) for name in ("first", "second")}
 
 
+def test_a_buffer_that_another_one_replaces_between_updates_is_one_still() -> None:
+    """A mask that is drawn anew: the masked weight is computed of a parameter and a buffer, at every step."""
+
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(WIDTH, IN))
+            self.register_buffer("mask", torch.ones(WIDTH, IN))
+            self.head = nn.Linear(WIDTH, OUT)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(F.linear(x, self.weight * self.mask))
+
+    def draw() -> None:
+        model.mask = (torch.rand(WIDTH, IN) < 0.5).float()
+
+    model = Masked()
+    table = train(model, before_update=draw)
+    assert set(values(table, "backward_norm")) == {(step, name) for step in range(STEPS) for name in ("weight", "head")}
+
+
+def test_what_also_has_an_output_of_its_own_is_not_among_what_cannot_be_seen() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell, self.head = nn.RNN(IN, WIDTH, batch_first=True), nn.Linear(WIDTH, OUT)
+
+        def forward(self, x: Tensor) -> Tensor:
+            states, _ = self.cell(x[:, None])
+            return self.head(states[:, 0] + F.linear(x, self.cell.weight_ih_l0))
+
+    table = train(Twice())  # a warning would be an error
+    assert {layer for _, layer in values(table, "backward_norm")} == {"cell.weight_ih_l0", "cell.weight_hh_l0", "head"}
+
+
 def test_attention_of_different_sizes_has_its_three_projections() -> None:
     class Attending(nn.Module):
         def __init__(self) -> None:

@@ -15,6 +15,8 @@ from torch.optim import SGD
 
 import depthlab
 from depthlab.instrument import Watcher
+from depthlab.instrument.layers import Layers
+from depthlab.probes import Signals
 
 
 def test_a_loss_that_is_not_one_number_is_named() -> None:
@@ -65,6 +67,31 @@ def test_without_with_one_closes_it_and_may_do_so_twice() -> None:
     assert fleet.hooks_of(model, optimizer) == before
     pd.testing.assert_frame_equal(watcher.table(), table)
     assert values(table, "train_loss") == {(0, "network"): 1.5}
+
+
+def test_what_is_closed_holds_nothing_on_the_device() -> None:
+    """Readings are fetched when it is closed, not when somebody asks for the table."""
+    model = mlp()
+    with watching(model) as watcher:
+        optimizer = watcher._optimizer
+        F.mse_loss(model(batch()[0]), batch()[1]).backward()
+        optimizer.step()
+        assert watcher._records._pending
+    assert not watcher._records._pending
+    assert len(watcher.table())
+
+
+def test_layers_that_are_all_known_cost_nothing_at_a_step() -> None:
+    model = mlp()
+    layers = Layers(model, None)
+    signals = Signals(model, layers.parameters, ("output_std",), examples=1)
+    signals.open()
+    model(batch()[0])
+    signals.close()
+    assert layers.settle(signals)
+    assert layers.names == ["0", "2", "4"]
+    nobody: Any = None
+    assert not layers.settle(nobody), "signals are not even asked"
 
 
 def test_two_watchers_of_one_model_read_the_same() -> None:

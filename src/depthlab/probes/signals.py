@@ -135,7 +135,7 @@ class Signals:
 
     def output(self, weight: int, tensor: Tensor, *, channels: int, inner: Sequence[int]) -> None:
         """Called by the trace."""
-        if weight not in self.order or inner:
+        if weight not in self.order or weight in self.inner or inner:
             self._note_order(weight, inner)
         self._now.channels[weight] = channels
         is_sampled = self._samples_outputs or (self._samples_activations and weight not in self._activated)

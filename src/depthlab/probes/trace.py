@@ -130,7 +130,6 @@ class Trace:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._constant.clear()
         self._end_pass()
         if Trace._alone is self:
             Trace._alone = None
@@ -189,7 +188,8 @@ class Trace:
         if in_backward():
             return
         forward = self._pass
-        given = [tensor for tensor in _tensors((output,)) if tensor.requires_grad]
+        # a hook on a leaf, such as a weight that is given out, would stay after the pass
+        given = [tensor for tensor in _tensors((output,)) if tensor.requires_grad and not tensor.is_leaf]
         for tensor in given:
             _whole(tensor).register_hook(lambda _: self._reach(forward))  # type: ignore[no-untyped-call]
         if not given:

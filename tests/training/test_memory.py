@@ -59,15 +59,28 @@ def test_the_tightest_of_all_groups_around_counts(groups: Path) -> None:
     group(groups / "slurm" / "job" / "step", 2, "max", GIB, 0)
     group(groups / "slurm" / "job", 2, str(6 * GIB), 2 * GIB, 0)
     group(groups / "slurm", 2, str(64 * GIB), 32 * GIB, 0)
+    group(groups.parent, 2, str(GIB), 0, 0)  # no group is above the outermost
     assert available_memory() == 4 * GIB
 
 
 @pytest.mark.parametrize("path", ["/docker/0123abcd", "/"])
 def test_version_1_whose_path_may_be_the_hosts(groups: Path, path: str) -> None:
-    memory.MEMBERSHIP.write_text(f"5:cpu,cpuacct:/other\n4:hugetlb,memory:{path}\n0::/\n")
+    memory.MEMBERSHIP.write_text(f"6:name=memory2:/other\n5:cpu,cpuacct:/other\n4:hugetlb,memory:{path}\n0::/\n")
     group(groups / "memory", 1, str(3 * GIB), 2 * GIB, GIB)
     group(groups / "memory" / "other", 1, "1", 0, 0)  # where another controller has this process, not that of memory
     assert available_memory() == 2 * GIB
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("memory.max", "much"), ("memory.current", ""), ("memory.stat", "anon 1\n")]
+)
+def test_a_group_whose_files_say_something_else_is_passed_over(groups: Path, name: str, content: str) -> None:
+    memory.MEMBERSHIP.write_text("0::/job/step\n")
+    group(groups / "job", 2, str(8 * GIB), 5 * GIB, 0)
+    group(groups / "job" / "step", 2, str(GIB), 0, 0)
+    assert available_memory() == GIB
+    (groups / "job" / "step" / name).write_text(content)
+    assert available_memory() == 3 * GIB
 
 
 def test_memory_of_this_machine_is_what_the_system_says() -> None:
@@ -87,6 +100,14 @@ def test_own_peak_where_the_kernel_tells_less(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "status").write_text("Name:\tpython\nVmSize:\t 9000 kB\nVmRSS:\t 8000 kB\nThreads:\t1\n")
     monkeypatch.setattr(memory, "STATUS", tmp_path / "status")
     assert exact < memory.own_peak() < psutil.virtual_memory().total
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it is what the process has now")
+def test_own_peak_is_the_highest_less_what_is_shared_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = "Name:\tpython\nVmHWM:\t 9000 kB\nVmRSS:\t 5000 kB\nRssFile:\t 300 kB\nRssShmem:\t 20 kB\nThreads:\t1\n"
+    (tmp_path / "status").write_text(lines)
+    monkeypatch.setattr(memory, "STATUS", tmp_path / "status")
+    assert memory.own_peak() == 1024 * (9000 - 300 - 20)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it is what the process has now")

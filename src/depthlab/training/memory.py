@@ -60,14 +60,15 @@ def _left_in_groups() -> Iterator[int]:
     for folder in _groups():
         for limit, use, droppable in ACCOUNTS:
             try:
-                most = (folder / limit).read_text(encoding="ascii").strip()
-                if most == "max":
+                text = (folder / limit).read_text(encoding="ascii").strip()
+                if text == "max":
                     continue
                 stat = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines())
+                most = int(text)
                 used = int((folder / use).read_text(encoding="ascii")) - int(stat[droppable])
             except (OSError, KeyError, ValueError):
                 continue  # no such group, or not one of memory
-            yield max(int(most) - used, 0)
+            yield max(most - used, 0)
 
 
 def _groups() -> Iterator[Path]:

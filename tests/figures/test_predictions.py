@@ -8,6 +8,7 @@ import pytest
 
 from depthlab import nets, theory
 from depthlab.config import ModelConfig, RunConfig, flat
+from depthlab.figures.overflow import overflow_depths, predicted_activation_std
 from depthlab.figures.predictions import (
     FLOAT32_FLOOR,
     above_floor,
@@ -160,3 +161,29 @@ def test_depths_of_two_conditions_or_of_nets_without_a_theory_are_refused():
         predicted_depth(errors[:1].assign(**{"model.norm": "batch"}))
     with pytest.raises(ValueError, match=r"family='rnn' is deep in time"):
         predicted_depth(errors_of({(1.0, 2, 0): 0.1}).assign(**{"model.family": "rnn"}))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"norm": "layer"}, "norm='layer'"),
+        ({"skip": "residual"}, "skip='residual'"),
+        ({"dropout": 0.1}, r"dropout=0\.1"),
+        ({"family": "rnn", "depth": 2, "activation": "tanh"}, "family='rnn'"),
+        ({"family": "torchvision"}, "family='torchvision'"),
+    ],
+    ids=lambda each: " ".join(each) if isinstance(each, dict) else "",
+)
+def test_every_prediction_of_plain_nets_is_refused_where_a_net_is_not_plain(model: dict[str, object], message: str):
+    net = ModelConfig(**model)  # type: ignore[arg-type]
+    settings = {name: value for name, value in flat(RunConfig(model=net)).items() if name.startswith("model.")}
+    row = {"key": "run", "status": "done", "seed": 0, "step": 0, "layer": "layer", "depth": 1, "value": 1.0}
+    rows = pd.DataFrame([{**row, **settings}])
+    for predict in (
+        lambda: log_backward_norm(net),
+        lambda: predicted_depth(rows),
+        lambda: overflow_depths(rows, ["model.init"]),
+        lambda: predicted_activation_std(rows),
+    ):
+        with pytest.raises(ValueError, match=message):
+            predict()

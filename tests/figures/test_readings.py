@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from depthlab.figures import outcomes, over_layers, select, summarize, tuned, updates_until, where
-from depthlab.figures.readings import factors, keep
+from depthlab.figures.readings import NETWORK, factors, keep
 from depthlab.figures.stored import conform, read, to_bytes
 
 
@@ -184,6 +184,18 @@ def test_diverged_seed_is_nan_in_every_layer_and_step_it_missed(readings: pd.Dat
     assert select(rows, "grad_norm", step="last")["value"].isna().sum() == 10
     assert select(rows, "grad_norm", step=100)["value"].isna().sum() == 10
     assert select(rows, "grad_norm", step="first")["value"].notna().all()
+
+
+def test_a_run_that_diverged_before_a_probe_of_layers_was_read_has_no_row_of_the_network(
+    readings: pd.DataFrame,
+) -> None:
+    """Of which layers it would have read nothing is known; `keep` refuses such a run."""
+    rows = _with_divergence(readings)
+    (key,) = rows.loc[rows["status"] == "diverged", "key"].unique()
+    of_run = (rows["key"] == key) & (rows["probe"] == "grad_norm")
+    found = select(rows.assign(probe=rows["probe"].mask(of_run, "weight_norm")), "grad_norm")
+    assert key not in set(found["key"])
+    assert (found["layer"] != NETWORK).all()
 
 
 def test_no_nan_without_divergence(readings: pd.DataFrame) -> None:

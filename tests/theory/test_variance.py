@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from depthlab import theory
 from depthlab.config import ACTIVATIONS as NAMES
+from depthlab.theory import variance
 
 HOMOGENEOUS = ("relu", "leaky_relu", "very_leaky_relu", "identity")
 
@@ -66,6 +69,31 @@ def test_a_finite_fixed_point_is_where_iteration_ends(
 )
 def test_fixed_points_that_are_none_or_many(activation: str, sigma_w: float, sigma_b: float, limit: float) -> None:
     assert theory.fixed_point(activation=activation, sigma_w=sigma_w, sigma_b=sigma_b) == pytest.approx(limit)
+
+
+def test_a_fixed_point_is_searched_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """chi, correlations and depth scales of one point all ask for it, and a search takes milliseconds."""
+    searched: list[float] = []
+    search = variance._first_crossing
+
+    def counted(function: Callable[[float], float], start: float, end: float) -> float | None:
+        searched.append(start)
+        return search(function, start, end)
+
+    monkeypatch.setattr(variance, "_first_crossing", counted)
+    for _ in range(3):
+        theory.fixed_point(activation="tanh", sigma_w=1.2345678, sigma_b=0.1)
+        theory.chi(activation="tanh", sigma_w=1.2345678, sigma_b=0.1)
+    assert len(searched) == 1
+    theory.fixed_point(activation="tanh", sigma_w=1.2345679, sigma_b=0.1)
+    assert len(searched) == 2
+
+
+def test_a_point_in_float32_does_not_stand_for_the_equal_one_in_float64() -> None:
+    short = np.float32(1.7654321)
+    theory.fixed_point(activation="tanh", sigma_w=short, sigma_b=0.3)  # type: ignore[arg-type]
+    found = theory.fixed_point(activation="tanh", sigma_w=float(short), sigma_b=0.3)
+    assert found == variance._searched_fixed_point.__wrapped__("tanh", float(short), 0.3, 1.0)
 
 
 def test_the_start_decides_where_two_limits_attract() -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from depthlab.cli import compose as module
 from depthlab.cli import experiments
-from depthlab.cli.compose import Composer
+from depthlab.cli.compose import Composer, Launch
 from depthlab.config import (
     ConfigError,
     DataConfig,
@@ -93,6 +95,60 @@ def test_an_engine_is_chosen_as_in_hydra_or_under_sweep(composer: Composer, chos
 def test_sweeps_are_products_the_last_varying_fastest(composer: Composer) -> None:
     found = [launch.run for launch in composer.sweep(["model.depth=5,10", "seed=range(3)"])]
     assert [(run.model.depth, run.seed) for run in found] == [(5, 0), (5, 1), (5, 2), (10, 0), (10, 1), (10, 2)]
+
+
+def test_what_the_runs_of_a_sweep_share_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An experiment has a thousand runs; composing the files takes Hydra a tenth of a second, parsing a millisecond."""
+    composed: list[tuple[str, ...]] = []
+    parsed: list[str] = []
+    compose, parse = module.compose, module.OverridesParser.parse_override
+
+    def noted(name: str, overrides: list[str]) -> Any:
+        composed.append(tuple(overrides))
+        return compose(name, overrides=overrides)
+
+    def read(parser: Any, text: str) -> Any:
+        parsed.append(text)
+        return parse(parser, text)
+
+    monkeypatch.setattr(module, "compose", noted)
+    monkeypatch.setattr(module.OverridesParser, "parse_override", read)
+    module._read.cache_clear()
+    found = list(Composer(CONFIGS).sweep(["model=plain,residual", "seed=range(3)", "sweep.workers=2"]))
+    assert composed == [("model=plain",), ("model=residual",)]
+    assert len(parsed) == len(set(parsed))
+    assert len({id(launch.sweep) for launch in found}) == 1
+    assert len({launch.run.key() for launch in found}) == 6
+
+
+def test_what_is_shared_is_changed_by_no_run(composer: Composer) -> None:
+    """Neither by one of the same files nor by one that is launched otherwise."""
+    plain = next(composer.sweep([]))
+    slurm = ["sweep.engine=submitit_slurm", "sweep.slurm.mem_gb=4", "sweep.slurm.parameters=[qos:low]", "device=cpu"]
+    changed = next(composer.sweep(["model.depth=7", "data.classes=[1,2]", *slurm]))
+    assert next(composer.sweep([])) == plain == Launch(RunConfig(), "auto", SweepConfig())
+    assert (changed.run.model.depth, changed.run.data.classes) == (7, (1, 2))
+    other = next(composer.sweep([*slurm, "sweep.slurm.mem_gb=8"]))
+    assert (changed.sweep.slurm.mem_gb, other.sweep.slurm.mem_gb) == (4.0, 8.0)
+
+
+def test_each_choice_of_files_is_one_of_its_own() -> None:
+    fresh = Composer(CONFIGS)
+    mnist, residual = DataConfig(name="mnist"), ModelConfig(skip="residual", norm="batch")
+    for files, run in (
+        (["model=residual", "data=mnist"], RunConfig(model=residual, data=mnist)),
+        (["model=residual"], RunConfig(model=residual)),
+        (["data=mnist"], RunConfig(data=mnist)),
+        ([], RunConfig()),
+    ):
+        assert next(fresh.sweep(files)).run == run
+
+
+def test_each_folder_of_configurations_has_a_search_of_its_own(composer: Composer, tmp_path: Path) -> None:
+    other = written(tmp_path, "data/digits.yaml", "name: digits\ncrop_padding: 1\n")
+    for each, padding in ((composer, 0), (other, 1)):
+        found = each.searched(["train.lr=interval(0.1,0.2)"])({"train.lr": 0.15})
+        assert (found.data.crop_padding, found.train.lr) == (padding, 0.15)
 
 
 def test_sweeps_over_files_lists_and_choices(composer: Composer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,31 @@ def test_a_damaged_run_is_told(depthlab: Callable[..., Any], folder: Path, tiny:
     assert answer.status == 1
     assert answer.error == f"depthlab: {record} is damaged; delete {record.parent} and train the run again\n"
     assert "1 damaged" in depthlab("runs").out
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        pytest.param(("depthlab.data", "DataError"), id="data"),
+        pytest.param(("depthlab.nets", "WeightsError"), id="weights"),
+        pytest.param(("depthlab.runs", "StoreError"), id="store"),
+        pytest.param(("depthlab.runs", "DiskFullError"), id="disk"),
+        pytest.param(("depthlab.runs", "EngineError"), id="engine"),
+        pytest.param(("builtins", "PermissionError"), id="permission"),
+    ],
+)
+def test_faults_of_files_and_engines_are_one_line(
+    depthlab: Callable[..., Any], tiny: list[str], monkeypatch: pytest.MonkeyPatch, error: tuple[str, str]
+) -> None:
+    from depthlab import runs
+
+    def fail(*_: Any, **__: Any) -> None:
+        module, name = error
+        raise getattr(importlib.import_module(module), name)("there is none; make one")
+
+    monkeypatch.setattr(runs, "execute", fail)
+    answer = depthlab("train", *tiny)
+    assert (answer.status, answer.out, answer.error) == (1, "", "depthlab: there is none; make one\n")
 
 
 def test_what_nobody_expected_shows_its_traceback(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import importlib
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -215,6 +216,16 @@ def loaded_by(code: str) -> set[str]:
     return set(result.stdout.rpartition("LOADED")[2].split())
 
 
+@pytest.mark.parametrize("face", ["depthlab", "depthlab.nets", "depthlab.runs"])
+def test_a_face_whose_names_are_imported_late_has_these_and_no_others(face: str) -> None:
+    module = importlib.import_module(face)
+    assert sorted(module.__all__) == dir(module)
+    assert all(getattr(module, name) is not None for name in module.__all__)
+    assert not hasattr(module, "nothing")
+    with pytest.raises(AttributeError, match=f"module '{face}' has no attribute 'nothing'"):
+        _ = module.nothing
+
+
 HEAVY = {"torch", "torchvision", "matplotlib", "pandas", "sklearn", "scipy", "pyarrow", "hydra", "optuna"}
 
 
@@ -246,7 +257,7 @@ def test_experiments_load_no_torch_but_where_they_need_it() -> None:
     names = {path.stem for path in (ROOT / "experiments").glob("*.py")} - WITH_TORCH
     assert len(names) > 10
     load_all = f"for name in {sorted(names)}:\n    experiments.script(name)"
-    loaded = loaded_by(f"from depthlab.cli import experiments, figure, runs\n{load_all}")
+    loaded = loaded_by(f"from depthlab.cli import experiments, figure, report, runs\n{load_all}")
     assert {"depthlab", "matplotlib"} <= loaded
     assert "torch" not in loaded
 

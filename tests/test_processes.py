@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from depthlab import _processes
 
 SRC = Path(__file__).parents[1] / "src"
 
@@ -26,7 +31,7 @@ def test_where_processes_cannot_be_forked_it_can_be_imported() -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are not blocked there")
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"])
 def test_a_signal_waits_though_another_thread_takes_it(name: str) -> None:
     code = f"""
 import os, signal, threading, time
@@ -36,8 +41,8 @@ def stop(*_):
     raise KeyboardInterrupt
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
-signal.signal(signal.SIGTERM, stop)
-handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+signal.signal(signal.{name}, stop)
+handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.{name})
 threading.Thread(target=time.sleep, args=(2,), daemon=True).start()
 told = []
 try:
@@ -48,7 +53,7 @@ try:
     told.append("no signal came")
 except KeyboardInterrupt:
     told.append("stopped")
-assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.{name})) == handlers
 assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])
 print(told)
 """
@@ -65,3 +70,64 @@ settle(given)
 print(dict(os.environ) == given, before != tempfile.gettempdir(), tempfile.gettempdir())
 """
     assert told_by(code) == f"True True {tmp_path}\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are not blocked there")
+def test_a_new_process_gets_the_signals_that_were_deferred_for_it() -> None:
+    code = """
+import os, signal
+from depthlab._processes import STOPPING, settle
+signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+os.kill(os.getpid(), signal.SIGINT)
+try:
+    settle({})
+except KeyboardInterrupt:
+    print("stopped", signal.pthread_sigmask(signal.SIG_BLOCK, []))
+"""
+    assert told_by(code) == "stopped set()\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are not blocked there")
+def test_another_thread_defers_what_comes_to_it_and_leaves_handlers_alone() -> None:
+    """Only the main thread may set them."""
+    found: list[Any] = []
+
+    def start() -> None:
+        with _processes.signals_deferred():
+            found.append(signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, []))
+        found.append(signal.pthread_sigmask(signal.SIG_BLOCK, []))
+
+    before = signal.getsignal(signal.SIGINT)
+    thread = threading.Thread(target=start)
+    thread.start()
+    thread.join()
+    assert found == [True, set()]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.skipif(not _processes.ARE_FORKED, reason="processes are not forked here")
+def test_the_process_to_be_forked_starts_where_no_signal_comes_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tracker's start would end what is deferred, and so comes first."""
+    from multiprocessing import forkserver, resource_tracker
+
+    order: list[Any] = []
+
+    def started() -> None:
+        order.append(("server", set(_processes.STOPPING) <= signal.pthread_sigmask(signal.SIG_BLOCK, [])))
+
+    monkeypatch.setattr(resource_tracker, "ensure_running", lambda: order.append("tracker"))
+    monkeypatch.setattr(forkserver, "ensure_running", started)
+    monkeypatch.setattr(forkserver, "set_forkserver_preload", order.append)
+    _processes.warm_up()
+    assert order == [["depthlab.runs.workers", "torch._dynamo"], "tracker", ("server", True)]
+    monkeypatch.setattr(_processes, "ARE_FORKED", False)
+    _processes.warm_up()
+    assert len(order) == 3
+
+
+@pytest.mark.parametrize(("are_forked", "method"), [(False, "spawn"), (True, "forkserver")])
+def test_processes_are_forked_where_they_can_be(monkeypatch: pytest.MonkeyPatch, are_forked: bool, method: str) -> None:
+    if are_forked and not _processes.ARE_FORKED:
+        pytest.skip("they cannot be here")
+    monkeypatch.setattr(_processes, "ARE_FORKED", are_forked)
+    assert _processes.context().get_start_method() == method

@@ -90,6 +90,12 @@ def rehearsal_killed_at_seed_1(config: RunConfig, device: torch.device) -> rehea
     return REHEARSE(config, device)
 
 
+def rehearsal_without_end(config: RunConfig, device: torch.device) -> rehearsal.Rehearsal | rehearsal.Failure:
+    """One that nobody waits for."""
+    time.sleep(LONG)
+    return rehearsal.Failure("it ended")
+
+
 def on_a_full_disk(config: RunConfig, root: Path, device: torch.device, wait: bool) -> workers.Ended:
     """What begins with seed 1 finds no space left, and nothing after it does."""
     full = root / "full"

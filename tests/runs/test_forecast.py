@@ -80,6 +80,33 @@ def test_when_nothing_is_missing_nothing_is_rehearsed(tiny: RunConfig, asked: li
     assert not asked
 
 
+def test_a_run_whose_weights_are_wanted_and_were_not_kept_is_missing(tiny: RunConfig, asked: list[Any]) -> None:
+    execute(tiny, device=CPU)
+    assert forecast([tiny], device="cpu", launch=SweepConfig(keep_weights=True)).missing == 1
+    execute(tiny, device=CPU, keep_weights=True)
+    assert forecast([tiny], device="cpu", launch=SweepConfig(keep_weights=True)).missing == 0
+
+
+def test_rehearsals_end_with_a_forecast_that_is_stopped(tiny: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[bool] = []
+
+    def rehearse(configs: Sequence[RunConfig], *_: Any) -> Iterator[Failure]:
+        try:
+            for _config in configs:
+                yield Failure("no")
+        finally:
+            ended.append(True)
+
+    def stop(*_: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(MODULE, "rehearse", rehearse)
+    monkeypatch.setattr(MODULE, "pack", lambda *_: Packing(1, 1))
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        forecast([deep(tiny, 4), deep(tiny, 5)], device="cpu", launch=SweepConfig(), progress=stop)
+    assert ended == [True], stopped  # whose traceback would hold what is not closed
+
+
 def test_of_many_kinds_some_are_rehearsed_and_the_others_are_in_proportion(tiny: RunConfig, asked: list[Any]) -> None:
     configs = [deep(tiny, depth) for depth in (2, 4, 6, 8, 90, 100)]
     found = forecast(configs, device="cpu", launch=SweepConfig(), most_kinds=3)

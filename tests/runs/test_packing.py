@@ -62,6 +62,7 @@ def test_with_memory_for_all_there_is_one_thread_on_each_core(machine: Machine) 
     assert pack(seeds(SMALL, 3), SweepConfig(), "cpu") == Packing(3, 1)
     assert pack(seeds(CNN, 3), SweepConfig(), "cpu") == Packing(3, 1)  # bits do not depend on how many are missing
     assert pack(seeds(SMALL, 100), SweepConfig(threads=3), "cpu") == Packing(2, 3)
+    assert pack(seeds(SMALL, 100), SweepConfig(threads=9), "cpu") == Packing(1, 9)
     assert not asked
 
 
@@ -84,7 +85,7 @@ def test_short_of_memory_there_are_as_many_as_fit_into_nine_tenths(machine: Mach
     assert str(found) == "3 at once (a run takes up to 3.0 GiB, and 10.0 GiB are free)"
 
 
-def test_models_of_torchvision_are_rehearsed(machine: Machine) -> None:
+def test_models_of_torchvision_are_rehearsed(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
     model = ModelConfig(family="torchvision", image_size=64)
     runs = seeds(dataclasses.replace(SMALL, model=model), 100)
     asked = machine(free=10 * GIB, found=rehearsal(3 * GIB))
@@ -92,8 +93,11 @@ def test_models_of_torchvision_are_rehearsed(machine: Machine) -> None:
     assert [configs for configs, *_ in asked] == [runs[:1]]
     machine(free=10 * GIB, found=Failure("ConfigError: no such architecture"))
     assert pack(runs, SweepConfig(), "cpu").workers == 1
+    assert capsys.readouterr().err == ""  # the runs themselves will tell
     larger = dataclasses.replace(runs[0], model=dataclasses.replace(model, image_size=224))
-    assert work(larger) / work(runs[0]) == (224 / 64) ** 2
+    assert (work(runs[0]), work(larger)) == (128 * 64**2, 128 * 224**2)
+    as_they_are = dataclasses.replace(runs[0], model=ModelConfig(family="torchvision"))
+    assert work(as_they_are) == 128 * 8**2
 
 
 def test_of_models_of_torchvision_each_is_rehearsed_beside_the_largest_others(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +124,7 @@ def test_of_models_of_torchvision_each_is_rehearsed_beside_the_largest_others(mo
 def test_the_three_largest_kinds_are_rehearsed_and_the_largest_finding_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     wide = [dataclasses.replace(LARGE, model=ModelConfig(depth=40, width=width)) for width in (1000, 4000, 2000, 3000)]
     rates = [dataclasses.replace(config, train=TrainConfig(lr=lr)) for config in wide for lr in (0.1, 0.2)]
-    sizes = {4000: 2 * GIB, 3000: 3 * GIB, 2000: GIB}
+    sizes = {4000: 2 * GIB, 3000: GIB, 2000: 3 * GIB}  # of 1000 nothing is known
     monkeypatch.setattr(packing, "available_cores", lambda: 8)
     monkeypatch.setattr(packing, "available_memory", lambda: 10 * GIB)
     monkeypatch.setattr(
@@ -163,8 +167,32 @@ def test_a_run_that_asks_for_more_than_there_is_trains_alone(
     assert capsys.readouterr().err.startswith("there may be too little memory even for one run at a time: ")
 
 
+Findings = list[Rehearsal | Failure]
+
+
+@pytest.mark.parametrize(
+    ("device", "found", "workers"),
+    [
+        # one that is killed outweighs all that were found; one that only failed does not
+        ("cpu", [rehearsal(GIB), Failure("its process was killed", killed=True)], 1),
+        ("cpu", [rehearsal(3 * GIB), Failure("DataError: damaged")], 3),
+        # of the GPU too the largest counts
+        ("cuda", [rehearsal(GIB, 7.5 * GIB), rehearsal(GIB, GIB)], 4),
+        # and bounds, which are those of the CPU, do not count
+        ("cuda", [rehearsal(3 * GIB, GIB), rehearsal(GIB, GIB)], 3),
+    ],
+)
+def test_of_several_findings_the_largest_counts(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, device: str, found: Findings, workers: int
+) -> None:
+    machine(free=10 * GIB, free_gpu=40 * GIB)
+    monkeypatch.setattr(packing, "rehearse", lambda *_: iter(found))
+    runs = [*seeds(LARGE, 100)] if device == "cpu" else [LARGE, *seeds(SMALL, 100)]
+    assert pack(runs, SweepConfig(), device).workers == workers
+
+
 def test_runs_that_cannot_be_rehearsed_are_as_large_as_their_bounds(machine: Machine) -> None:
-    machine(free=2.5 * (PROCESS + bound(LARGE)) / 0.9, found=Failure("DataError: mnist is damaged"))
+    machine(free=2.9 * (PROCESS + bound(LARGE)) / 0.9, found=Failure("DataError: mnist is damaged"))
     assert pack(seeds(LARGE, 9), SweepConfig(), "cpu").workers == 2
     assert pack(seeds(LARGE, 9), SweepConfig(), "cuda").workers == 1
 
@@ -225,8 +253,34 @@ def test_work_and_weights_are_those_of_the_net() -> None:
     cnn = dataclasses.replace(CNN, model=ModelConfig(family="cnn", depth=8, width=16, norm="batch"))
     convolutions = 27 * 16 * 1024 + 2 * 9 * 16**2 * 1024 + 2 * 9 * 32**2 * 256 + 2 * 9 * 64**2 * 64
     assert work(cnn) == 128 * (convolutions + 64 * 10)
-    lstm = RunConfig(model=ModelConfig(family="rnn", cell="lstm", depth=2, width=7, activation="tanh"))
-    assert work(lstm) == 128 * (8 * 4 * 7 * (8 + 7) + 70)
+    for cell, gates in (("rnn", 1), ("gru", 3), ("lstm", 4)):
+        net = RunConfig(model=ModelConfig(family="rnn", cell=cell, depth=2, width=7, activation="tanh"))
+        weights, outputs = gates * 7 * (8 + 7), gates * 8 * 7
+        assert work(net) == 128 * (8 * weights + 70)
+        assert bound(net) == 4 * (16 * 128 * (outputs + 10) + 6 * 500 * outputs + 24 * (weights + 70))
+    highway = RunConfig(model=ModelConfig(depth=4, width=50, skip="highway"))
+    assert work(highway) == 128 * (64 * 50 + 2 * 2 * 50 * 50 + 50 * 10)
+
+
+def test_resolutions_that_do_not_halve_are_rounded_up() -> None:
+    """28 pixels of MNIST: 14, 7 and, as a convolution of stride 2 with padding leaves them, 4."""
+    model = ModelConfig(family="cnn", depth=10, width=2, stages=4)
+    stages = 9 * 2 * 28**2 + 2 * 9 * (2**2 * 28**2 + 4**2 * 14**2 + 8**2 * 7**2 + 16**2 * 4**2)
+    assert work(RunConfig(model=model, data=DataConfig(name="mnist"))) == 128 * (stages + 16 * 10)
+
+
+@pytest.mark.parametrize(
+    ("model", "gains"),
+    [
+        (ModelConfig(), False),
+        (ModelConfig(family="cnn", depth=8), True),
+        (ModelConfig(family="rnn", depth=2, activation="tanh"), False),
+        (ModelConfig(family="torchvision"), True),
+    ],
+    ids=lambda each: getattr(each, "family", ""),
+)
+def test_convolutions_gain_from_threads(model: ModelConfig, gains: bool) -> None:
+    assert model.gains_from_threads is gains
 
 
 @pytest.mark.parametrize(

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
+import os
+import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from in_processes import CPU, rehearsal_killed_at_seed_1
+import torch
+from in_processes import CPU, LONG, rehearsal_killed_at_seed_1, rehearsal_without_end
 
+from depthlab import _processes
 from depthlab.config import DataConfig, ModelConfig, ProbesConfig, RunConfig, TrainConfig
 from depthlab.runs import rehearsal
 from depthlab.runs.rehearsal import Failure, Rehearsal, evaluations, kind, readings, rehearse
@@ -134,6 +141,115 @@ def test_pretraining_is_an_update_of_each_hidden_layer(timed: Timed) -> None:
 def test_a_net_that_diverges_at_once_is_timed_all_the_same(timed: Timed) -> None:
     found = timed(RunConfig(train=TrainConfig(loss="mse")), 200)
     assert (found.update, found.reading, found.image) == (1, 0.5, pytest.approx(0.008))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "steps"),
+    [(10.0, [5]), (2.0, [5]), (1.9, [5, 5]), (0.1, [5, 5]), (0.01, [5, 50]), (0.0001, [5, 200])],
+)
+def test_half_a_second_of_updates_is_timed_in_memory_that_is_warm_by_then(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, steps: list[int]
+) -> None:
+    """Five to 200 of them; where five take ten seconds, waiting for memory no longer counts."""
+    timed: list[int] = []
+
+    def noted(_config: RunConfig, _device: torch.device, steps: int) -> Rehearsal:
+        timed.append(steps)
+        return Rehearsal(0, seconds, 0, 0, 0, 0, 0, 0, 0, memory=len(timed))
+
+    monkeypatch.setattr(rehearsal, "_timed", noted)
+    found = rehearsal._rehearse(RunConfig(), CPU)
+    assert isinstance(found, Rehearsal)
+    assert found.memory == len(timed), "the last one counts"
+    assert timed == steps
+
+
+def test_a_rehearsed_run_is_short_and_slow_to_learn(tiny: RunConfig) -> None:
+    """Warming up would take more updates than there are, and a large rate could diverge."""
+    model = ModelConfig(depth=3, width=8, activation="sigmoid", init="xavier")
+    train = TrainConfig(steps=100, batch_size=20, lr=0.1, warmup_steps=50, pretraining_steps=50, eval_every=7)
+    short = rehearsal._shortened(dataclasses.replace(tiny, model=model, train=train), 9)
+    wanted = TrainConfig(steps=9, batch_size=20, lr=1e-8, warmup_steps=0, pretraining_steps=3, eval_every=9)
+    assert short == dataclasses.replace(
+        tiny, model=model, train=wanted, probes=ProbesConfig(every=3, names=tiny.probes.names)
+    )
+    still = dataclasses.replace(tiny, train=dataclasses.replace(tiny.train, lr=0.0))
+    assert rehearsal._shortened(still, 9).train.lr == 0.0
+
+
+def test_on_a_gpu_every_lap_waits_for_it_and_its_memory_is_read(timed: Timed, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 456)
+    assert rehearsal._timed(RunConfig(), torch.device("cuda"), 5).gpu_memory == 456
+    assert len(waited) == 5 + 3  # the updates; what is before the first, after the last, and the evaluation
+    assert timed(RunConfig(), 5).gpu_memory == 0
+
+
+@pytest.mark.parametrize("error", [BrokenProcessPool(), EOFError(), ConnectionResetError()])
+def test_the_others_go_on_when_a_process_or_that_which_forks_it_has_died(
+    tiny: RunConfig, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """The latter is told by the pipe to it. A signal waits until the process is there."""
+    given: list[Any] = []
+
+    class Pool:
+        def __init__(self, count: int, _context: Any, *, initializer: Callable[..., None], initargs: Any) -> None:
+            given.append((count, initializer, initargs))
+
+        def __enter__(self) -> Pool:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def submit(self, _rehearse: Any, config: RunConfig, device: torch.device) -> Future[Any]:
+            if hasattr(signal, "pthread_sigmask"):
+                assert signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+            if config.seed == 1:
+                raise error
+            found: Future[Any] = Future()
+            found.set_result((config.seed, device))
+            return found
+
+    monkeypatch.setattr(rehearsal, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(_processes, "warm_up", lambda: None)
+    found = list(rehearse([dataclasses.replace(tiny, seed=seed) for seed in range(3)], "cpu", 3))
+    assert found[0::2] == [(0, CPU), (2, CPU)]
+    assert isinstance(found[1], Failure)
+    assert found[1].killed
+    assert given == [(1, rehearsal._prepare, (dict(os.environ), 3))] * 2
+
+
+def test_its_process_has_the_threads_and_the_environment_of_a_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[Any] = []
+    monkeypatch.setattr(rehearsal, "prepare_worker", done.append)
+    monkeypatch.setattr(_processes, "settle", done.append)
+    rehearsal._prepare({"TOLD": "1"}, 3)
+    assert done == [3, {"TOLD": "1"}]
+
+
+def test_ctrl_c_ends_the_process_of_a_rehearsal_and_no_other(tiny: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rehearsal, "_rehearse", rehearsal_without_end)
+    other = _processes.context().Process(target=time.sleep, args=(LONG,))
+    other.start()
+    try:
+        monkeypatch.setattr(Future, "result", interrupted)
+        began = time.perf_counter()
+        with pytest.raises(KeyboardInterrupt):
+            next(rehearse([tiny], "cpu", 1))
+        assert time.perf_counter() - began < LONG / 2, "it was waited for"
+        assert multiprocessing.active_children() == [other]
+    finally:
+        other.kill()
+        other.join()
+
+
+def interrupted(future: Future[Any], timeout: float | None = None) -> None:
+    """Stands in for Future.result: Ctrl-C comes while a rehearsal runs."""
+    while not future.running():
+        time.sleep(0.01)
+    raise KeyboardInterrupt
 
 
 def test_a_rehearsal_is_found_and_nothing_is_left(

@@ -15,10 +15,19 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+import yaml
 
-from depthlab.config import RunConfig
+from depthlab.config import (
+    DataConfig,
+    ModelConfig,
+    ProbesConfig,
+    RunConfig,
+    TrainConfig,
+    TransferConfig,
+    to_mapping,
+)
 from depthlab.runs import Run, Status, StoreError, execute, locks, results_root, runs_root
-from depthlab.runs.store import COLUMNS, writing
+from depthlab.runs.store import COLUMNS, YAML_LOADER, writing
 
 CPU = torch.device("cpu")
 HERE = socket.gethostname()
@@ -51,6 +60,55 @@ def test_results_are_where_the_environment_says(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("DEPTHLAB_RESULTS", "~/mine")
     assert results_root() == tmp_path / "mine"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "seed: [",
+        "seed: 1: 2",
+        "\t",
+        "- 1",
+        "5",
+        "1: 2",
+        "seed: on",
+        "model: 5",
+        "data: {classes: !!python/tuple [0, 1]}",
+        "seed: !!python/object/apply:os.mkdir [sprung]",
+    ],
+)
+def test_a_configuration_that_cannot_be_read_is_none_and_executes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yaml").write_text(content)
+    assert Run(tmp_path).config() is None
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        RunConfig(),
+        RunConfig(train=TrainConfig(lr=1e-05, weight_decay=5e-324, milestones=(1e-9, 0.5), clip_norm=1e300)),
+        RunConfig(model=ModelConfig(family="torchvision", architecture="on")),
+        RunConfig(model=ModelConfig(family="torchvision", architecture="1e3")),
+        RunConfig(data=DataConfig(classes=(9, 0)), probes=ProbesConfig(names=()), seed=2**62),
+        RunConfig(transfer=TransferConfig(source=("data.name:mnist", "train.lr:1e-3"))),
+    ],
+    ids=RunConfig.key,
+)
+def test_a_configuration_comes_back_from_its_directory(tmp_path: Path, config: RunConfig) -> None:
+    run = Run(tmp_path)
+    run.begin(config, {"host": HERE, "pid": os.getpid()})
+    assert run.config() == config
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == to_mapping(config)
+
+
+def test_configurations_are_read_by_libyaml_where_it_is_there() -> None:
+    """A list of a thousand runs takes seconds without."""
+    assert YAML_LOADER is (yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader)
 
 
 def test_a_run_that_is_not_there_is_missing(tiny: RunConfig) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,31 @@ def test_workers_that_die_before_they_begin_end_the_sweep(tiny: RunConfig, monke
     monkeypatch.setattr(workers, "_train_one", killed_at_once)
     outcome = sweep(seeds(tiny, 0, 1), device=CPU, launch=SweepConfig(workers=1))
     assert len(outcome.failures) == 2
+    assert all("killed before it could begin" in reason for _, reason in outcome.failures)
+
+
+@pytest.mark.parametrize("error", [BrokenProcessPool(), EOFError(), ConnectionResetError()])
+def test_runs_whose_process_cannot_start_are_told(
+    tiny: RunConfig, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """For want of the process that it is forked from, too. A signal waits until the process is there."""
+
+    class Pool:
+        def __init__(self, *_: Any, **__: Any) -> None:
+            pass
+
+        def submit(self, *_: Any) -> None:
+            if hasattr(signal, "pthread_sigmask"):
+                assert signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+            raise error
+
+        def shutdown(self, **_: Any) -> None:
+            pass
+
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(_processes, "warm_up", lambda: None)
+    outcome = sweep(seeds(tiny, 0, 1), device=CPU, launch=SweepConfig(workers=1))
+    assert (outcome.trained, len(outcome.failures)) == (0, 2)
     assert all("killed before it could begin" in reason for _, reason in outcome.failures)
 
 

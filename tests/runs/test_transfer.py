@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import pickle
+import shutil
 import weakref
 from pathlib import Path
 from typing import Any
@@ -178,6 +180,31 @@ def test_damaged_weights_are_trained_again(tiny: RunConfig, capsys: pytest.Captu
     assert blocks_equal(weights_of(source), expected) == {"stem", "blocks.0", "head"}
 
 
+def test_weights_of_another_run_are_not_taken_for_a_runs_own(
+    tiny: RunConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Somebody has copied the file; whole as it is."""
+    other = dataclasses.replace(tiny, seed=1)
+    expected = weights_of(tiny)
+    weights_of(other)
+    shutil.copyfile(Run.of(other).folder / weights.NAME, Run.of(tiny).folder / weights.NAME)
+    assert weights.kept(Run.of(tiny)) is None
+    assert "is damaged or another run's: deleted" in capsys.readouterr().err
+    assert len(blocks_equal(weights_of(tiny), expected)) == 3
+
+
+def test_weights_that_would_execute_something_are_not_loaded(tiny: RunConfig, tmp_path: Path) -> None:
+    """With the checksum that they need to have."""
+    run = execute(tiny, device=CPU)
+    torch.save({"key": run.key, "weights": Trap(tmp_path / "sprung")}, tmp_path / "trap")
+    content = (tmp_path / "trap").read_bytes()
+    line = weights.MAGIC + hashlib.sha256(content).hexdigest().encode() + b"\n"
+    (run.folder / weights.NAME).write_bytes(line + content)
+    with pytest.raises(pickle.UnpicklingError):
+        weights.kept(run)
+    assert not (tmp_path / "sprung").exists()
+
+
 @pytest.mark.parametrize("engine", ["local", "joblib"])
 def test_a_sweep_trains_sources_first_and_counts_them(tiny: RunConfig, engine: str) -> None:
     configs = [
@@ -278,9 +305,10 @@ class TestFiles:
         assert not (tmp_path / "sprung").exists()
 
     def test_what_holds_no_weights_is_refused(self, tiny: RunConfig, tmp_path: Path) -> None:
-        given = self.written(tmp_path / "weights.pt", [1, 2])
-        with pytest.raises(StoreError, match="holds no state dict"):
-            execute(transferring(tiny, *given), device=CPU)
+        for content in ([1, 2], {"stem.linear.weight": 1.0}, {"weights": [1]}):
+            given = self.written(tmp_path / "weights.pt", content)
+            with pytest.raises(StoreError, match="holds no state dict"):
+                execute(transferring(tiny, *given), device=CPU)
         with pytest.raises(StoreError, match=r"missing\.pt cannot be read: No such file"):
             execute(transferring(tiny, f"file:{tmp_path}/missing.pt", given[1]), device=CPU)
 

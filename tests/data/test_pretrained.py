@@ -209,6 +209,7 @@ def test_the_checksum_is_the_last_part_of_the_name(name: str, found: str) -> Non
     assert checksum(name) == found
 
 
-def test_a_file_without_a_checksum_is_not_taken(root: Path) -> None:
-    assert "model.pth does not tell its checksum" in refusal("https://nowhere.invalid/model.pth")
-    assert not (root / pretrained.FOLDER / "model.pth").exists()
+@pytest.mark.parametrize("name", ["model.pth", "model-f37072f.pth", "model-f37072fd.pth.1", "model-f37072fd-v2.pth"])
+def test_a_file_without_a_checksum_is_not_taken(root: Path, name: str) -> None:
+    assert f"{name} does not tell its checksum" in refusal(f"https://nowhere.invalid/{name}")
+    assert not (root / pretrained.FOLDER / name).exists()

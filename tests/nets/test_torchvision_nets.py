@@ -272,6 +272,7 @@ class TestChannels:
     def test_a_net_takes_them(self, channels: int) -> None:
         model = net(channels=channels)
         assert model(images(channels, 32)).shape == (3, 5)
+        assert model.conv1[0].in_channels == channels
         copy_blocks(model, net(channels=1, seed=1).state_dict(), 1)
 
 
@@ -374,11 +375,16 @@ class TestFiles:
         model = net("resnet18")
         before = {name: value.clone() for name, value in model.state_dict().items()}
         wider = {**before, "layer1.0.conv1.weight": torch.zeros(128, 64, 3, 3)}
+        no_kernel = {**before, "conv1.weight": torch.zeros(64)}
         for other, message in (
             (own("resnet34").state_dict(), r"only the source has layer1\.2\.bn1\.bias; give both the same model"),
             (
                 own("vgg11", num_classes=2).state_dict(),
                 r"only the source has classifier\.0\.bias; give both the same model\.architecture",
+            ),
+            (
+                no_kernel,
+                r"conv1\.weight is \[64\] in the source and \[64, 3, 7, 7\] here",
             ),
             (
                 wider,

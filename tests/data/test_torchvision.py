@@ -56,7 +56,7 @@ def test_the_trap_is_passed(tmp_path):
     """A torchvision that gives shape rules to operators nobody declared, as the CUDA build does beside a CPU torch."""
     trapped = fake(
         tmp_path,
-        "import torch\nfrom . import extension\n"
+        "import torch\nimport torchvision.extension\n"
         "for name in ('nms', 'qnms'):\n"
         "    torch.library.register_fake(f'torchvision::{name}')(lambda dets, scores, iou_threshold: dets)\n",
     )
@@ -67,6 +67,26 @@ def test_the_trap_is_passed(tmp_path):
         "from depthlab._torchvision import import_torchvision\n"
         "torchvision = import_torchvision()\n"
         "assert torchvision.extension and sys.modules['torchvision'] is torchvision\n"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_an_import_that_failed_has_left_is_forgotten_and_nothing_else(tmp_path):
+    """Python binds a submodule that is there to no package anew; others' names may begin alike."""
+    late = fake(
+        tmp_path,
+        "import os\nimport torchvision.extension\nif 'READY' not in os.environ:\n    raise RuntimeError('wait')\n",
+    )
+    done = run(
+        late + "try:\n    import torchvision\n"
+        "except RuntimeError as error:\n    assert str(error) == 'wait'\n"
+        "assert 'torchvision.extension' in sys.modules\n"
+        "import os\n"
+        "os.environ['READY'] = '1'\n"
+        "sys.modules['torchvisionary'] = sys\n"
+        "from depthlab._torchvision import import_torchvision\n"
+        "assert import_torchvision().extension\n"
+        "assert 'torchvisionary' in sys.modules\n"
     )
     assert done.returncode == 0, done.stderr
 

@@ -135,6 +135,16 @@ class TestFeatures:
             expected = F.linear(found, ours.get_parameter("fc.linear.weight"), ours.get_parameter("fc.linear.bias"))
             assert torch.equal(ours(batch), expected)
 
+    def test_a_head_of_two_layers_has_a_relu_between(self) -> None:
+        head = net(head="mlp").get_submodule("fc")
+        found = torch.randn(4, 1024, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            hidden = F.linear(found, head.get_parameter("hidden.weight"), head.get_parameter("hidden.bias")).clamp(
+                min=0
+            )
+            expected = F.linear(hidden, head.get_parameter("linear.weight"), head.get_parameter("linear.bias"))
+            assert torch.equal(head(found), expected)
+
 
 class TestBlocks:
     def test_resnet18_has_a_stem_and_eight_blocks(self) -> None:

@@ -74,6 +74,24 @@ def test_weights_that_do_not_fit_are_refused_and_change_nothing(source: Net, cou
     assert taken(target, source) == set()
 
 
+def test_what_the_source_has_beyond_the_network_is_not_left_out() -> None:
+    """Without its norm a block would compute something else than it does in the source."""
+    target = net(0, norm="none")
+    before = {name: value.clone() for name, value in target.state_dict().items()}
+    with pytest.raises(WeightsError, match=r"only the source has stem\.norm"):
+        copy_blocks(target, net(1).state_dict(), 1)
+    assert all(torch.equal(value, before[name]) for name, value in target.state_dict().items())
+
+
+def test_the_eleventh_block_is_not_taken_for_the_second() -> None:
+    target, source = net(0, depth=14), net(1, depth=14)
+    before = {name: value.clone() for name, value in target.state_dict().items()}
+    copy_blocks(target, source.state_dict(), 3)
+    after = target.state_dict()
+    changed = {name.rpartition(".linear.weight")[0] for name in after if not torch.equal(after[name], before[name])}
+    assert changed - {""} == {"stem", "blocks.0", "blocks.1"}
+
+
 @pytest.mark.parametrize("skip", SKIPS)
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_frozen_blocks_have_no_gradients_and_stay_in_evaluation(skip: str, count: int) -> None:

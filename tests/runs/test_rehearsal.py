@@ -19,9 +19,9 @@ import torch
 from in_processes import CPU, LONG, rehearsal_killed_at_seed_1, rehearsal_without_end
 
 from depthlab import _processes
-from depthlab.config import DataConfig, ModelConfig, ProbesConfig, RunConfig, TrainConfig
+from depthlab.config import DataConfig, ModelConfig, ProbesConfig, RunConfig, TrainConfig, flat
 from depthlab.runs import rehearsal
-from depthlab.runs.rehearsal import Failure, Rehearsal, evaluations, kind, readings, rehearse
+from depthlab.runs.rehearsal import SAME_COST, Failure, Rehearsal, evaluations, kind, readings, rehearse
 from depthlab.runs.store import Status
 from depthlab.runs.trial import is_evaluated
 from depthlab.training.loop import is_read
@@ -281,6 +281,7 @@ def test_a_rehearsal_is_found_and_nothing_is_left(
 
 
 def test_kinds_differ_in_what_changes_the_cost_of_an_update(tiny: RunConfig) -> None:
+    assert set(flat(tiny)) >= SAME_COST, "a slip, or a setting that is called otherwise by now"
     same = dataclasses.replace(
         tiny, seed=5, train=dataclasses.replace(tiny.train, lr=0.1, steps=100, eval_every=7, schedule="cosine")
     )

@@ -146,6 +146,9 @@ def test_a_rehearsal_that_finds_enough_memory_changes_nothing(machine: Machine) 
     asked = machine(free=10 * GIB, found=rehearsal(GIB))
     assert pack(seeds(LARGE, 100), SweepConfig(), "cpu") == Packing(8, 1)
     assert len(asked) == 1
+    asked = machine(free=1.05 * 8 * (PROCESS + bound(SMALL)), found=rehearsal(PROCESS))
+    assert pack(seeds(SMALL, 8), SweepConfig(), "cpu") == Packing(8, 1)
+    assert len(asked) == 1, "into nine tenths of what is free their bounds do not fit"
 
 
 def test_cores_that_memory_leaves_become_threads_of_convolutions_only(machine: Machine) -> None:

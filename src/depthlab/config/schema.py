@@ -73,6 +73,11 @@ class RunConfig:
                 "probes.names=validation_inactive_fraction is of layers with an activation after them, and those of "
                 "model.family=rnn have theirs inside; leave it out"
             )
+        if self.train.compile and self.probes.every == 1:
+            raise ConfigError(
+                "train.compile=true is of updates that are not read, and probes.every=1 reads all; set probes.every to "
+                "more, such as 100, or train.compile=false"
+            )
         self._check_plane()
         self._check_transfer()
 

@@ -65,6 +65,7 @@ class TrainConfig:
     early_stopping: int | None = number(None, "stop after this many evaluations without a better one", low=1)
     precision: str = choice("float32", PRECISIONS, "arithmetic of the forward and backward pass")
     activation_checkpointing: bool = flag(False, "compute activations again in the backward pass, to save memory")
+    compile: bool = flag(False, "run updates that are not read through torch.compile, which first takes a minute or so")
     pretraining_steps: int = number(0, "updates of each hidden layer as an autoencoder, before training (0: none)")
     pretraining_lr: float = number(PRETRAINING_LR, "learning rate of these updates, by Adam")
     corruption: float = number(0.0, "share of an autoencoder's inputs set to 0 in these updates", below=1)
@@ -80,6 +81,11 @@ class TrainConfig:
             raise ConfigError(
                 f"train.l1_step=proximal needs train.l1 above 0 and train.optimizer=sgd; given train.l1={self.l1} and "
                 f"{self.optimizer}. Set both, or leave it at subgradient"
+            )
+        if self.compile and self.activation_checkpointing:
+            raise ConfigError(
+                "train.compile=true decides itself which activations are kept, and would undo "
+                "train.activation_checkpointing=true; set one of them to false"
             )
         if self.pretraining_steps == 0 and (self.corruption or self.pretraining_lr != PRETRAINING_LR):
             raise ConfigError(

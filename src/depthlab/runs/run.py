@@ -24,6 +24,7 @@ from depthlab.runs.provenance import provenance
 from depthlab.runs.sources import source_of
 from depthlab.runs.store import Run, Status, StoreError
 from depthlab.runs.trial import Progress, Trial
+from depthlab.training import check_compiler
 
 
 def execute(
@@ -51,13 +52,15 @@ def execute(
     keep_weights: whether the last weights are wanted; a run that is finished without them is trained again. A source of
         weights that is missing is trained first (see `source_of`).
     Raises StoreError if the run's directory is damaged or cannot be written, LeaseLostError if another process has
-    taken the run over, DataError if the data cannot be had.
+    taken the run over, DataError if the data cannot be had, ConfigError if train.compile does not work on this machine.
     """
     run = Run.of(config, root)
     if is_finished(run, keep_weights):
         return run
     if config.model.family == "torchvision":  # a slip of the pen should leave no failed run
         nets.check_architecture(config.model.architecture)
+    if config.train.compile:
+        check_compiler(device)
     given = _given_weights(config, root, device=device, checkpoint_seconds=checkpoint_seconds, wait=wait, stop=stop)
     with run.locked(wait=wait) as lease:
         if _is_complete(run, keep_weights):

@@ -1,5 +1,6 @@
 """The loop, optimisers, schedules, and the machine they run on."""
 
+from depthlab.training.compiled import check_compiler
 from depthlab.training.loop import Evaluation, Update, evaluate, predictions, residuals, train
 from depthlab.training.machine import available_cores, prepare_process, resolve_device
 from depthlab.training.memory import available_memory, free_gpu_memory, own_peak
@@ -14,6 +15,7 @@ __all__ = [
     "available_cores",
     "available_memory",
     "build_optimizer",
+    "check_compiler",
     "evaluate",
     "free_gpu_memory",
     "learning_rate",

@@ -15,6 +15,7 @@ from depthlab.config import ProbesConfig, TrainConfig, stream_seed
 from depthlab.data import Batches
 from depthlab.nets import allocate_gradients, is_random
 from depthlab.probes import Reading, Row
+from depthlab.training.compiled import Outcome, compiled, passes
 from depthlab.training.optimizers import build_optimizer, set_learning_rate
 
 
@@ -60,45 +61,64 @@ def train(
 
     Everything random in an update is a function of (seed, step): the batch and its augmentation, and dropout,
     DropConnect and noise, for which torch's global generator is seeded anew at each update.
+
+    With config.compile, updates that the probes read run the model as it is, since nothing inside of compiled code can
+    be read, and all others its compiled forward and backward pass, which shares its parameters. Compiled arithmetic
+    rounds differently, and draws other random numbers for the same seed; so a run's last digits depend on which of its
+    updates are read. Raises ConfigError at the first update that is not read if the model cannot be compiled.
     """
     optimizer = optimizer or build_optimizer(model, config)
     weights = [weight for _, layer in layers for weight in _weights(layer)]
     known = {id(weight) for weight in weights}
     draws = is_random(model)
-    forward = partial(model, activation_checkpointing=True) if config.activation_checkpointing else model
     gradients = allocate_gradients(model) if config.activation_checkpointing else None
+    outcome = _forward_pass(model, config)
+    plain = partial(passes, outcome)
     model.train()
-    for step in range(start, config.steps):
-        set_learning_rate(optimizer, config, step)
-        if draws:
-            torch.manual_seed(stream_seed(seed, f"dropout/{step}"))
-        inputs, labels = batches[step]
-        with (
-            Reading(model, layers, probes.names, states) if is_read(step, config, probes) else nullcontext()
-        ) as reading:
-            with forward_precision(config, inputs.device):
-                logits = forward(inputs)
-            logits = logits.float()
-            loss = criterion(logits, labels, config)
-            loss.backward()  # type: ignore[no-untyped-call]
-        if reading:
-            reading.before_update()
-        if config.l1 and config.l1_step == "subgradient":
-            add_l1_gradient(weights, config.l1)
-        if config.clip_norm is not None:
-            nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
-        optimizer.step()
-        if config.l1_step == "proximal":
-            for group in optimizer.param_groups:  # whose rates differ; what is frozen is in none
-                penalized = [weight for weight in group["params"] if id(weight) in known]
-                soft_threshold(penalized, group["lr"] * config.l1 / (1 - config.momentum))
-        if gradients is None:
-            optimizer.zero_grad(set_to_none=True)
-        else:
-            gradients.fill_(-0.0)
+    with compiled(outcome, _device(model)) if config.compile else nullcontext(plain) as unread:
+        for step in range(start, config.steps):
+            set_learning_rate(optimizer, config, step)
+            if draws:
+                torch.manual_seed(stream_seed(seed, f"dropout/{step}"))
+            inputs, labels = batches[step]
+            reads = is_read(step, config, probes)
+            with Reading(model, layers, probes.names, states) if reads else nullcontext() as reading:
+                loss, error = (plain if reads else unread)(inputs, labels)
+            if reading:
+                reading.before_update()
+            if config.l1 and config.l1_step == "subgradient":
+                add_l1_gradient(weights, config.l1)
+            if config.clip_norm is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+            optimizer.step()
+            if config.l1_step == "proximal":
+                for group in optimizer.param_groups:  # whose rates differ; what is frozen is in none
+                    penalized = [weight for weight in group["params"] if id(weight) in known]
+                    soft_threshold(penalized, group["lr"] * config.l1 / (1 - config.momentum))
+            if gradients is None:
+                optimizer.zero_grad(set_to_none=True)
+            else:
+                gradients.fill_(-0.0)
+            yield Update(step, loss, error, reading.rows() if reading else ())
+
+
+def _forward_pass(model: nn.Module, config: TrainConfig) -> Outcome:
+    """What an update computes before its backward pass, in one function, which may be compiled."""
+    forward = partial(model, activation_checkpointing=True) if config.activation_checkpointing else model
+
+    def outcome(inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        with forward_precision(config, inputs.device):
+            logits = forward(inputs)
+        logits = logits.float()
         with torch.no_grad():
             error = (logits.argmax(dim=1) != labels).float().mean()
-        yield Update(step, loss.detach(), error, reading.rows() if reading else ())
+        return criterion(logits, labels, config), error
+
+    return outcome
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
 
 
 def _weights(layer: nn.Module) -> list[nn.Parameter]:

@@ -363,6 +363,14 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: of_torchvision(init="lsuv"), r"model\.init=lsuv has no effect with model\.family=torchvision"),
     (lambda: of_torchvision(image_size=0), r"model\.image_size=0 must be at least 1"),
     (
+        lambda: TrainConfig(compile=True, activation_checkpointing=True),
+        r"train\.compile=true .* train\.activation_checkpointing=true; set one of them to false",
+    ),
+    (
+        lambda: RunConfig(train=TrainConfig(compile=True), probes=ProbesConfig(every=1)),
+        r"train\.compile=true .* probes\.every=1 reads all; set probes\.every to more",
+    ),
+    (
         lambda: RunConfig(model=of_torchvision(), train=TrainConfig(activation_checkpointing=True)),
         r"train\.activation_checkpointing=true .* model\.family=torchvision has none; set it to false",
     ),

@@ -79,7 +79,8 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> Timed:
     """Rehearses a trial of known times, in this process, by a clock that stands still between them.
 
     To build it takes 5 s, before the first update 2 s, an update 1 s, with a reading 1.5 s, 500 validation images 4 s,
-    what comes last 8 s, an update of pre-training 0.1 s times its layer's number, 3 s more for the first and last.
+    what comes last 8 s, an update of pre-training 0.1 s times its layer's number, 3 s more for the first and last. To
+    compile takes 30 s of update 1 and 4 s of update 2.
     """
     now = [0.0]
 
@@ -98,6 +99,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> Timed:
             now[0] += 2
             for step in range(train.steps):
                 now[0] += 1.5 if is_read(step, train, probes) else 1
+                now[0] += {1: 30, 2: 4}.get(step, 0) if train.compile else 0
                 if step == 49 and self.config.train.loss == "mse":
                     return {"status": Status.DIVERGED}
                 if step == train.steps - 1:
@@ -128,6 +130,12 @@ def test_each_second_is_put_down_to_its_part(timed: Timed) -> None:
             start=pytest.approx(7), update=1, reading=0.5, pretraining=0, image=pytest.approx(0.008), end=8,
             evaluated=900, last_images=4400, validation_images=600, memory=123,
         )  # fmt: skip
+
+
+def test_compiling_is_part_of_the_start(timed: Timed) -> None:
+    for steps in (8, 9, 100):
+        found = timed(RunConfig(train=TrainConfig(compile=True)), steps)
+        assert (found.start, found.update, found.reading) == (pytest.approx(7 + 34), 1, 0.5)
 
 
 def test_pretraining_is_an_update_of_each_hidden_layer(timed: Timed) -> None:
@@ -290,6 +298,7 @@ def test_kinds_differ_in_what_changes_the_cost_of_an_update(tiny: RunConfig) -> 
     for other in (
         dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, depth=4)),
         dataclasses.replace(tiny, train=dataclasses.replace(tiny.train, batch_size=21)),
+        dataclasses.replace(tiny, train=dataclasses.replace(tiny.train, compile=True)),
         dataclasses.replace(tiny, probes=ProbesConfig(every=2, names=("grad_norm",))),
         dataclasses.replace(tiny, data=DataConfig(name="synthetic", train_size=60, flip=True)),
     ):

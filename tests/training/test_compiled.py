@@ -138,22 +138,24 @@ def test_a_network_that_is_no_graph_is_told_in_one_line(batches: BatchesMaker) -
 
 
 @pytest.fixture
-def _unchecked() -> Iterator[None]:
-    check_compiler.cache_clear()
-    yield
-    check_compiler.cache_clear()
-
-
-@pytest.mark.usefixtures("_unchecked")
-def test_a_missing_compiler_is_told_in_one_line(batches: BatchesMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+def _without_compiler() -> Iterator[None]:
     from torch._inductor import config
 
-    monkeypatch.setattr(config.cpp, "cxx", (None, "no-such-compiler"))
-    cannot = r"torch\.compile cannot compile {} for cpu: .*no-such-compiler.* set train\.compile=false$"
-    with pytest.raises(ConfigError, match=cannot.format("anything")) as caught:
+    check_compiler.cache_clear()
+    with config.patch({"cpp.cxx": (None, "no-such-compiler")}):
+        yield
+    check_compiler.cache_clear()
+
+
+CANNOT = r"torch\.compile cannot compile {} for cpu: .*no-such-compiler.* set train\.compile=false$"
+
+
+@pytest.mark.usefixtures("_without_compiler")
+def test_a_missing_compiler_is_told_in_one_line(batches: BatchesMaker) -> None:
+    with pytest.raises(ConfigError, match=CANNOT.format("anything")) as caught:
         check_compiler(torch.device("cpu"))
     assert "\n" not in str(caught.value)
-    with pytest.raises(ConfigError, match=cannot.format("this network")) as caught:
+    with pytest.raises(ConfigError, match=CANNOT.format("this network")) as caught:
         run(net(depth=3, width=5), batches(), compile=True)
     assert "\n" not in str(caught.value)
 

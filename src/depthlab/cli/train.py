@@ -15,6 +15,7 @@ from depthlab import runs
 from depthlab.cli import experiments
 from depthlab.cli.compose import Launch
 from depthlab.config import ConfigError, RunConfig, SweepConfig
+from depthlab.runs.progress import tell_of_compiling
 from depthlab.training import available_cores, prepare_process, resolve_device
 
 
@@ -51,6 +52,8 @@ def _train_one(launch: Launch, device: torch.device) -> int:
     prepare_process(launch.sweep.threads or (available_cores() if config.model.gains_from_threads else 1))
     run = runs.Run.of(config)
     was_there = runs.is_finished(run, launch.sweep.keep_weights)
+    if not was_there:
+        tell_of_compiling([config])
     with _Progress(config) as progress:
         runs.execute(
             config,

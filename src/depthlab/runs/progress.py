@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from tqdm import tqdm
 
@@ -67,3 +67,11 @@ class SweepProgress:
 def tell(line: str) -> None:
     """A plain line of progress; results go to stdout."""
     print(line, file=sys.stderr, flush=True)
+
+
+def tell_of_compiling(configs: Iterable[RunConfig]) -> None:
+    """Why nothing moves at first, where runs are compiled."""
+    if any(config.train.compile for config in configs):
+        tell(
+            "train.compile=true: the second update of a run waits for the compiler, about a minute; deep nets, minutes"
+        )

@@ -28,8 +28,7 @@ from depthlab.runs.workers import prepare_worker
 from depthlab.training import own_peak
 
 READ_EVERY = 3
-SHORTEST = 2 + READ_EVERY
-"""Updates of a rehearsal: of 0 to 4, 0 (which warms up), 3 and the last are read, 1 and 2 are not."""
+"""Of the five updates of a short rehearsal, 0 to 4, 0 (which warms up), 3 and the last are read, 1 and 2 are not."""
 
 LONGEST = 200
 LONG_ENOUGH = 0.5
@@ -145,9 +144,10 @@ def _prepare(environment: Mapping[str, str], threads: int) -> None:
 def _rehearse(config: RunConfig, device: torch.device) -> Rehearsal | Failure:
     """In a process of its own."""
     try:
-        found = _timed(config, device, SHORTEST)
-        if SHORTEST * found.update < WARM_WITHIN:  # again, in memory that the process has by now
-            steps = min(max(round(LONG_ENOUGH / found.update), SHORTEST), LONGEST)
+        shortest = _warming_up(config) + READ_EVERY + 1
+        found = _timed(config, device, shortest)
+        if shortest * found.update < WARM_WITHIN:  # again, in memory that the process has by now
+            steps = min(max(round(LONG_ENOUGH / found.update), shortest), LONGEST)
             found = _timed(config, device, steps)
         return found
     except Exception as error:  # whatever it is, the other runs are rehearsed
@@ -168,12 +168,14 @@ def _timed(config: RunConfig, device: torch.device, steps: int) -> Rehearsal:
     evaluation = clock.lap()
     with tempfile.TemporaryDirectory() as folder:
         Checkpoints(Run(Path(folder)), 0).save(steps, trial.state())
-    update, read = clock.medians(steps)
+    warming_up = _warming_up(config)
+    update, read = clock.medians(steps, warming_up)
+    usual = sum(update if step % READ_EVERY else read for step in range(warming_up))
     if not diverged:
         evaluation = clock.updates[-1] - read
     phase = short.train.pretraining_steps
     return Rehearsal(
-        start=built + max(clock.updates[0] - read, 0),
+        start=built + max(sum(clock.updates[:warming_up]) - usual, 0),
         update=update,
         reading=max(read - update, 0),
         pretraining=sum(clock.before[phase // 2 :: phase]) if phase else 0.0,
@@ -188,6 +190,11 @@ def _timed(config: RunConfig, device: torch.device, steps: int) -> Rehearsal:
     )
 
 
+def _warming_up(config: RunConfig) -> int:
+    """How many updates come before those that are timed: update 1 is compiled, and on a GPU captured in update 2."""
+    return 1 + READ_EVERY if config.train.compile else 1
+
+
 class _Clock:
     """Laps between the updates of a trial, which calls it after each; on a GPU, when the update is done."""
 
@@ -199,9 +206,9 @@ class _Clock:
     def __call__(self, done: int, _loss: float | None, _error: float | None) -> None:
         (self.updates if done else self.before).append(self.lap())
 
-    def medians(self, steps: int) -> tuple[float, float]:
-        """Of updates without and with a reading, but for the first and the last; a run that diverged has fewer."""
-        between = list(enumerate(self.updates[: steps - 1]))[1:]
+    def medians(self, steps: int, warming_up: int) -> tuple[float, float]:
+        """Of updates without and with a reading, but for the first ones and the last; a run that diverged has fewer."""
+        between = list(enumerate(self.updates[: steps - 1]))[warming_up:]
         plain = statistics.median(lap for step, lap in between if step % READ_EVERY)
         return plain, statistics.median(lap for step, lap in between if step % READ_EVERY == 0)
 

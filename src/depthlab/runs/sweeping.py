@@ -11,7 +11,7 @@ import torch
 from depthlab.config import RunConfig, SweepConfig
 from depthlab.runs.engines import engine_of
 from depthlab.runs.packing import pack
-from depthlab.runs.progress import tell
+from depthlab.runs.progress import tell, tell_of_compiling
 from depthlab.runs.run import is_finished
 from depthlab.runs.sources import sources
 from depthlab.runs.store import Run, StoreError
@@ -59,6 +59,7 @@ def _train_missing(configs: Sequence[RunConfig], device: torch.device | str, lau
     make = engine_of(launch.engine)
     packing = pack(missing, launch, str(device))
     tell(f"{len(missing)} of {len(configs)} runs to train, {packing}; {found} are finished")
+    tell_of_compiling(missing)
     engine = make(dataclasses.replace(launch, threads=packing.threads), packing.workers, str(device))
     engine.train_all(missing)
     trained = len(missing) - len(engine.failures) - engine.elsewhere

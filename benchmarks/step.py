@@ -2,6 +2,8 @@
 
 - depthlab: a run as `depthlab train` does it: batches, augmentation, update, default probes, logging; without the
   evaluations, which the others do not have.
+- compiled, with --compile: the same run with train.compile; it begins with a cache of its own, and what compiling takes
+  is told beside, not counted.
 - bare: the same net and optimiser over batches that lie there prepared; nothing is read, not even the loss.
 - usual: torchvision's transforms image by image in a DataLoader, contiguous float32, torch's default SGD, loss.item()
   every 100 updates.
@@ -11,6 +13,9 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
+import statistics
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -48,8 +53,8 @@ class EnoughError(Exception):
     """The stretch is over."""
 
 
-def ours(config: RunConfig, settle: int, steps: int) -> float:
-    """Seconds of an update in a run of depthlab."""
+def ours(config: RunConfig, settle: int, steps: int, second: list[float] | None = None) -> float:
+    """Seconds of an update in a run of depthlab; to `second` those of the second update, which compiles, are added."""
     times = {}
 
     def progress(done: int, *_: float | None) -> None:
@@ -60,6 +65,8 @@ def ours(config: RunConfig, settle: int, steps: int) -> float:
     endless = replace(config, train=replace(config.train, steps=10**9, eval_every=10**9))
     with suppress(EnoughError):
         Trial(endless, CPU, progress).run()
+    if second is not None:
+        second.append(times[2] - times[1])
     return (times[settle + steps] - times[settle]) / steps
 
 
@@ -120,8 +127,19 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100, help="timed updates; the probes read at one of 100")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--nets", nargs="+", choices=NETS, default=list(NETS))
+    parser.add_argument("--compile", action="store_true", help="also with train.compile; needs a C++ compiler")
     parser.add_argument("--output", nargs="?", type=Path, const=RESULT, help="also write it (default: results/ here)")
     options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache  # what an earlier round compiled, but nothing older
+        page = measured(options)
+    print(page)
+    if options.output is not None:
+        options.output.write_text(page)
+
+
+def measured(options: argparse.Namespace) -> str:
+    """The page."""
     prepare_process(options.threads)
     pixels = random_pixels()
     loaders = {workers: popular(pixels, workers) for workers in (0, 2, 4)}
@@ -133,7 +151,11 @@ def main() -> None:
             "bare": partial(bare, config, batches, *stretch),
             "depthlab": partial(ours, config, *stretch),
         }
-        over = ["bare"]
+        over, second = ["bare"], list[float]()
+        if options.compile:
+            compiling = replace(config, train=replace(config.train, compile=True))
+            contenders["compiled"] = partial(ours, compiling, *stretch, second)
+            over.append("depthlab")
         if config.data.name == "cifar10":
             contenders |= {
                 f"usual, {workers} workers": partial(usual, config, loader, *stretch)
@@ -142,9 +164,15 @@ def main() -> None:
             over += [f"usual, {workers} workers" for workers in loaders]
         seconds = interleaved(contenders, options.rounds, name)
         tables.append(f"## {name}\n\n{speed_table(seconds, over, 'updates')}")
-        beside = f", {speed(seconds, 'depthlab', over[-1])} times that of a loop with a `DataLoader`" * (len(over) > 1)
+        if second:
+            again = f", again from torch's cache {statistics.median(second[1:]):.0f} s" if second[1:] else ""
+            tables.append(f"Compiling, in the second update: {second[0]:.0f} s{again}.\n")
+        usually = [other for other in over if other.startswith("usual")]
+        beside = "".join(
+            f", {speed(seconds, 'depthlab', other)} times that of a loop with a `DataLoader`" for other in usually[-1:]
+        )
         heads.append(f"> {speed(seconds, 'depthlab', 'bare')} ({name}){beside}")
-    page = f"""# What is around the step
+    return f"""# What is around the step
 
 > Batches, probes and readings included, a run's updates go at this share of the speed of a bare loop's:
 {(";" + chr(10)).join(heads)}.
@@ -154,9 +182,6 @@ Batch {BATCH}, {options.steps} timed updates a round, {options.rounds} rounds in
 their turn; medians, ratios of speeds with quartiles. `usual` is always float32.
 
 {chr(10).join(tables)}"""
-    print(page)
-    if options.output is not None:
-        options.output.write_text(page)
 
 
 if __name__ == "__main__":

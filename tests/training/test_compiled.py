@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -34,7 +35,7 @@ pytestmark = [  # torch's own, when it imports its compiler and when it traces
 ]
 MODELS: dict[str, dict[str, Any]] = {
     "mlp": {"norm": "batch"},
-    "cnn": {"family": "cnn", "depth": 8, "stages": 2, "norm": "batch", "skip": "residual"},
+    "cnn": {"family": "cnn", "depth": 6, "stages": 2, "norm": "batch", "skip": "residual"},
     "dropout": {"dropout": 0.3},
     "dropconnect": {"dropconnect": 0.3, "norm": "batch", "norm_noise": 0.2},
     "recurrent": {"family": "rnn", "depth": 2, "cell": "lstm", "activation": "tanh"},
@@ -71,6 +72,7 @@ class Overwritten:
     def __init__(self, model: nn.Module) -> None:
         self.model, self.given, self.calls = model, list[Tensor](), 0
         self.how: dict[str, Any] = {}
+        self.holds_back: list[bool] = []
 
     def __call__(self, function: Outcome, **how: Any) -> Outcome:
         self.how = how
@@ -79,6 +81,7 @@ class Overwritten:
             for tensor in self.given:
                 tensor.fill_(math.nan)
             self.calls += 1
+            self.holds_back.append(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))
             loss, error = function(inputs, labels)
             for parameter in self.model.parameters():
                 assert parameter.grad is None
@@ -97,6 +100,7 @@ def test_what_is_read_is_not_compiled_and_what_is_kept_is_not_written_over(
     monkeypatch.setattr(torch, "compile", fake)
     assert outcome(model, batches(), compile=True) == expected
     assert fake.calls == STEPS - len(READ)
+    assert fake.holds_back == [True, False, False, False]  # Ctrl-C would end the compiler's own processes as well
     assert fake.how == {"fullgraph": True, "dynamic": False, "mode": "default"}
 
 
@@ -172,7 +176,6 @@ class TestInductor:
     def test_compiled_twice_it_is_the_same_to_the_bit(self, name: str, batches: BatchesMaker) -> None:
         first, second = (outcome(net(**MODELS[name]), batches(), compile=True) for _ in range(2))
         assert first == second
-        assert first["weights"] != outcome(net(**MODELS[name]), batches())["weights"] or name == "recurrent"
 
     @pytest.mark.parametrize("name", ["mlp", "cnn", "recurrent"])
     def test_the_first_updates_are_the_plain_ones_up_to_rounding(self, name: str, batches: BatchesMaker) -> None:

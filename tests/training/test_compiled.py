@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from depthlab.config import ConfigError, ModelConfig, ProbesConfig, TrainConfig
 from depthlab.data import Batches
 from depthlab.nets import Net, build, weight_layers
+from depthlab.probes import InactiveUnits
 from depthlab.training import Update, build_optimizer, check_compiler, train
 
 STEPS = 8
@@ -123,6 +124,25 @@ def test_captured_graphs_are_the_plain_pass(
     assert found == expected
 
 
+def test_neither_reading_nor_evaluating_makes_it_compile_again(
+    batches: BatchesMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs = []
+
+    def counting(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counting))
+    model, settings = net(norm="batch", dropout=0.1), TrainConfig(steps=STEPS, batch_size=16, compile=True)
+    for update in train(model, weight_layers(model), batches(), settings, ProbesConfig(every=EVERY), seed=0):
+        model.eval()
+        with torch.no_grad(), InactiveUnits(model, weight_layers(model)):
+            model(batches()[update.step][0])
+        model.train()
+    assert len(graphs) == 1
+
+
 class Branching(nn.Module):
     """Goes by the content of a tensor, which no graph can."""
 
@@ -136,7 +156,7 @@ class Branching(nn.Module):
 
 
 def test_a_network_that_is_no_graph_is_told_in_one_line(batches: BatchesMaker) -> None:
-    with pytest.raises(ConfigError, match=r"cannot compile this network .* set train\.compile=false$") as caught:
+    with pytest.raises(ConfigError, match=r"this network .*ranching; set train\.compile=false$") as caught:
         run(Branching(), batches(), compile=True)
     assert "\n" not in str(caught.value)
 

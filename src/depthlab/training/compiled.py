@@ -95,7 +95,11 @@ def _told(failure: BaseException, device: torch.device, what: str) -> str:
     """One line: what a compiler said, and what to do."""
     lines = [line.strip() for line in str(failure).splitlines() if line.strip()] or [type(failure).__name__]
     reason = next((line for line in lines if "error:" in line), lines[0])
+    is_network = isinstance(failure, torch._dynamo.exc.TorchDynamoException) and not isinstance(
+        failure, torch._dynamo.exc.BackendCompilerFailed
+    )
+    needs = "" if is_network else f"it needs {NEEDED[device.type]}; install what is missing, or "
     return (
         f"train.compile=true, and torch.compile cannot compile {what} for {device.type}: {reason}; "
-        f"it needs {NEEDED[device.type]}; install what is missing, or set train.compile=false"
+        f"{needs}set train.compile=false"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -124,13 +125,15 @@ def test_captured_graphs_are_the_plain_pass(
     assert found == expected
 
 
-def test_neither_reading_nor_evaluating_makes_it_compile_again(
+def test_it_is_compiled_once_in_this_process_whatever_is_read_and_evaluated(
     batches: BatchesMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    graphs = []
+    from torch._inductor import config
+
+    processes, usual = [], config.compile_threads
 
     def counting(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., Any]:
-        graphs.append(graph)
+        processes.append(config.compile_threads)
         return graph.forward
 
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counting))
@@ -140,7 +143,8 @@ def test_neither_reading_nor_evaluating_makes_it_compile_again(
         with torch.no_grad(), InactiveUnits(model, weight_layers(model)):
             model(batches()[update.step][0])
         model.train()
-    assert len(graphs) == 1
+    assert processes == [1]  # one graph, and no pool of processes for it
+    assert config.compile_threads == usual
 
 
 class Branching(nn.Module):
@@ -218,7 +222,7 @@ class TestInductor:
         for row, other in zip(found[3].rows, expected[3].rows, strict=True):
             assert row.value == pytest.approx(other.value, rel=1e-4, abs=1e-6), row
 
-    def test_no_process_is_left_behind(self, batches: BatchesMaker) -> None:
+    def test_no_process_or_thread_is_left_behind(self, batches: BatchesMaker) -> None:
         before = set(psutil.Process().children(recursive=True))
         updates = train(
             model := net(width=11), weight_layers(model), batches(), TrainConfig(steps=4, batch_size=16, compile=True),
@@ -226,3 +230,4 @@ class TestInductor:
         )  # fmt: skip
         for _ in updates:
             assert set(psutil.Process().children(recursive=True)) <= before
+            assert not [thread for thread in threading.enumerate() if thread.name.startswith("ThreadPoolExecutor")]

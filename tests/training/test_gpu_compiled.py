@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -49,6 +50,12 @@ def test_losses_are_those_of_the_plain_training(model: dict[str, Any]) -> None:
     assert found[:10] == pytest.approx(expected[:10], rel=1e-3)
     assert found == pytest.approx(expected, rel=5e-2)
     assert len(set(found)) == STEPS
+
+
+def test_no_process_is_left_behind() -> None:
+    before = set(psutil.Process().children(recursive=True))
+    losses(compiled=True, width=11)
+    assert set(psutil.Process().children(recursive=True)) <= before
 
 
 def test_dropout_is_a_function_of_seed_and_step() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
@@ -49,7 +50,8 @@ def compiled(outcome: Outcome, device: torch.device) -> Iterator[Outcome]:
         try:
             yield _Compiled(outcome, device)
         finally:
-            torch.compiler.reset()
+            if not sys.is_finalizing():  # a training that nobody ended, at the end of its process
+                torch.compiler.reset()
 
 
 class _Compiled:

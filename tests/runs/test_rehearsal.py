@@ -136,6 +136,7 @@ def test_compiling_is_part_of_the_start(timed: Timed) -> None:
     for steps in (8, 9, 100):
         found = timed(RunConfig(train=TrainConfig(compile=True)), steps)
         assert (found.start, found.update, found.reading) == (pytest.approx(7 + 34), 1, 0.5)
+        assert found.memory == 123 + rehearsal.COMPILER
 
 
 def test_pretraining_is_an_update_of_each_hidden_layer(timed: Timed) -> None:

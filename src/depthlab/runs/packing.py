@@ -12,7 +12,7 @@ import torch
 
 from depthlab.config import DATASETS, RunConfig, SweepConfig
 from depthlab.runs.progress import tell
-from depthlab.runs.rehearsal import Failure, Rehearsal, kind, rehearse
+from depthlab.runs.rehearsal import COMPILER, Failure, Rehearsal, kind, rehearse
 from depthlab.runs.trial import EVALUATION_BATCH
 from depthlab.training import available_cores, available_memory, free_gpu_memory
 
@@ -28,9 +28,6 @@ PROCESS = 512 * 2**20
 REHEARSED = 3
 """Kinds of runs that are rehearsed, those with the highest bounds: of two, the one with the lower may take more. Those
 without a bound, models of torchvision, are all rehearsed beside them: which of them is large is not known."""
-
-COMPILER = 2**30
-"""Bytes that train.compile takes beside: 515 MiB of g++ were measured, and 220 MiB of the process itself."""
 
 CONTEXT = 2**29
 """Bytes that a process takes of a GPU before it has put anything there: assumed, not measured."""
@@ -146,7 +143,7 @@ def bound(config: RunConfig) -> float:
     layers = list(_layers(config))
     outputs = [count for count, _, _ in layers]
     batch = ACTIVATION * config.train.batch_size * sum(outputs) + EVALUATED * EVALUATION_BATCH * max(outputs)
-    compiler = COMPILER if config.train.compile else 0
+    compiler = 2 * COMPILER if config.train.compile else 0  # and 220 MiB more of the process were measured
     return compiler + 4 * (batch + WEIGHT * sum(weights for _, weights, _ in layers))
 
 

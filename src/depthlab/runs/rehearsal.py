@@ -41,6 +41,9 @@ made an update of 60 ms one of 1.1 s."""
 TINY_RATE = 1e-8
 """The learning rate, at which nothing diverges meanwhile."""
 
+COMPILER = 640 * 2**20
+"""Bytes of the compiler that train.compile starts, which is a process of its own: 515 MiB of g++ were measured."""
+
 
 SAME_COST = {
     *("seed", "data.split_seed", "data.fold", "data.part", "data.label_noise"),
@@ -59,7 +62,8 @@ class Rehearsal:
     start: what comes before the first update, pre-training aside. update: one without a reading; reading: how much
     longer one with a reading takes. pretraining: one update of each hidden layer, together. image: evaluating one.
     end: what comes after the last update, with `evaluated` images, where a whole run has `last_images`. memory: of the
-    process at its largest, but for what it shares; gpu_memory: what it reserved on a GPU at most, without its context.
+    process at its largest, but for what it shares, and of its compiler; gpu_memory: what it reserved on a GPU at most,
+    without its context.
     """
 
     start: float
@@ -185,7 +189,7 @@ def _timed(config: RunConfig, device: torch.device, steps: int) -> Rehearsal:
         # the test images twice: with the last weights, and with those that validation chose
         last_images=2 * len(whole.test) + min(len(whole.validation), len(whole.train)),
         validation_images=len(whole.validation),
-        memory=own_peak(),
+        memory=own_peak() + (COMPILER if config.train.compile else 0),
         gpu_memory=torch.cuda.max_memory_reserved(device) if device.type == "cuda" else 0,
     )
 

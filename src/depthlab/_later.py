@@ -1,9 +1,11 @@
-"""Names of a package that are imported when they are asked for, so that what needs no torch does not load it."""
+"""How a start is short: names that are imported when they are asked for, and no search for garbage among imports."""
 
 from __future__ import annotations
 
+import gc
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -19,3 +21,15 @@ def later(package: str, places: Mapping[str, str]) -> Callable[[str], Any]:
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
     return find
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Python looks for no garbage inside: importing torch makes half a million objects, and all of them stay."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

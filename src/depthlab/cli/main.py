@@ -6,12 +6,15 @@ A command's module is imported when it is asked for: each needs other libraries,
 from __future__ import annotations
 
 import argparse
+import atexit
+import gc
 import os
 import pkgutil
 import sys
 from collections.abc import Sequence
 
 from depthlab import _processes
+from depthlab._later import uncollected
 from depthlab.cli import parser as command_line
 from depthlab.config import ConfigError
 
@@ -45,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(flags)}; depthlab {options.command} --help lists them")
     options.overrides += rest  # argparse takes no more of them after an option that stands in their midst
     try:
-        return _run(options)
+        return _run(options, is_alone=arguments is None)
     except ConfigError as error:
         print(f"depthlab: {error}", file=sys.stderr)
         return 2
@@ -59,10 +62,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace, is_alone: bool) -> int:
+    """is_alone: whether the process is the command's own, so that nobody's garbage is kept by what is frozen."""
     if _is_sweep_here(options):
         _processes.warm_up()
-    command = pkgutil.resolve_name(COMMANDS[options.command])
+    with uncollected():
+        command = pkgutil.resolve_name(COMMANDS[options.command])
+        if is_alone:
+            gc.freeze()  # what is imported stays
+            atexit.register(gc.freeze)  # and at the end, the system frees faster than Python
     try:
         status: int = command(options)
         sys.stdout.flush()

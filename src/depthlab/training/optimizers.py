@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from depthlab._later import uncollected
 from depthlab.config import TrainConfig
 
 LR_FACTOR = "lr_factor"
@@ -23,8 +24,12 @@ def build_optimizer(
     Parameters without requires_grad are left out, weight decay and all. slow: those whose learning rate is `factor`
     times that of the others; `set_learning_rate` keeps it so.
     """
+    with uncollected():  # torch imports its compiler when it makes the first one
+        return _built(_groups(model, slow, factor), config)
+
+
+def _built(parameters: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
     betas = (config.momentum, 0.999)
-    parameters = _groups(model, slow, factor)
     match config.optimizer:
         case "sgd":
             return torch.optim.SGD(

@@ -21,6 +21,9 @@ REACH = 10.0
 LINE_NODES = 24
 PLANE_NODES = 16
 
+ROWS = 16
+"""Radii whose points of the plane are evaluated at a time: few enough for the processor's cache, in half the time."""
+
 
 def mean_square(activation: Activation, q: float, *, of_derivative: bool = False) -> float:
     """E[phi(sqrt(q) z)^2], or E[phi'(sqrt(q) z)^2], for z ~ N(0, 1) and 0 <= q <= inf (limits at both ends)."""
@@ -55,10 +58,13 @@ def mean_product(activation: Activation, q: float, c: float, *, of_derivative: b
     function = activation.derivative if of_derivative else activation.phi
     r, radial = _half_line(_doublings(q), PLANE_NODES)
     theta, angular = _half_circle(angle, _doublings(q))
-    s = math.sqrt(q) * r[:, None]
+    first, second = np.cos(theta), np.cos(theta - angle)
+    values = np.empty((len(r), len(theta)))
     with np.errstate(under="ignore"):
-        one = function(s * np.cos(theta))
-        values = one * (one if angle == 0.0 else function(s * np.cos(theta - angle)))
+        for rows in np.split(np.arange(len(r)), range(ROWS, len(r), ROWS)):
+            s = math.sqrt(q) * r[rows, None]
+            one = function(s * first)
+            values[rows] = one * (one if angle == 0.0 else function(s * second))
     # dz1 dz2 = r dr dtheta, and the plane's density is the line's over sqrt(2 pi); twice, for the mirrored half circle
     return float(2.0 / math.sqrt(2.0 * math.pi) * (radial * r) @ values @ angular)
 

@@ -59,19 +59,19 @@ def about(item: dataclasses.Field[Any]) -> str:
 
 
 def flatten(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted names and values of nested mappings."""
+    """Dotted names and values of nested dicts."""
     for name, value in mapping.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, dict):  # an abstract Mapping would be asked a hundred thousand times for a figure
             yield from flatten(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
 
 
 def differences(given: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
-    """What of nested mappings is not as in others that have the same names."""
+    """What of nested dicts is not as in others that have the same names."""
     found: dict[str, Any] = {}
     for name, value in given.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, dict):
             if inner := differences(value, default[name]):
                 found[name] = inner
         elif value != default[name]:

@@ -33,7 +33,7 @@ def model_of(readings: pd.DataFrame) -> ModelConfig:
     if len(settings) != 1:
         varying = ", ".join(name for name in map(str, settings) if settings[name].nunique(dropna=False) > 1)
         raise ValueError(f"readings of one network, given {len(settings)} that differ in {varying or 'nothing'}")
-    return _model(settings)
+    return _models(settings)[0]
 
 
 @functools.lru_cache(maxsize=1000)
@@ -131,7 +131,7 @@ def _conditions(readings: pd.DataFrame, by: Sequence[str]) -> tuple[pd.DataFrame
     """
     condition = readings.groupby(list(by), dropna=False, sort=True, observed=True).ngroup().to_numpy()
     network, settings = _networks(readings)
-    models = [_model(settings.iloc[[place]]) for place in range(len(settings))]
+    models = _models(settings)
     _, first = np.unique(condition, return_index=True)
     several = condition[network != network[first][condition]]
     if len(several):
@@ -147,15 +147,10 @@ def _networks(readings: pd.DataFrame) -> tuple[npt.NDArray[Any], pd.DataFrame]:
     return network, readings[names].iloc[first]
 
 
-def _model(settings: pd.DataFrame) -> ModelConfig:
-    """Of one row."""
-    names = map(str, settings.columns)
-    given: dict[str, Any] = {name.removeprefix("model."): _python(settings[name].iloc[0]) for name in names}
-    return ModelConfig(**given)
-
-
-def _python(value: Any) -> Any:
-    """A cell as configuration wants it: plain Python values, None for what is missing."""
-    if pd.isna(value):
-        return None
-    return value.item() if isinstance(value, np.generic) else value
+def _models(settings: pd.DataFrame) -> list[ModelConfig]:
+    """Of each row; cells as configuration wants them: plain Python values, None for what is missing."""
+    rows = settings.rename(columns=lambda name: str(name).removeprefix("model.")).to_dict("records")
+    plain: list[dict[str, Any]] = [
+        {str(name): None if pd.isna(row[name]) else row[name] for name in row} for row in rows
+    ]
+    return [ModelConfig(**given) for given in plain]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -181,3 +182,20 @@ def test_every_network_of_depthlab_reads_finite_numbers_in_depth_order(family: s
         assert {row.probe for row in rows if row.depth == depth} == every | {"dead_fraction", "activation_sparsity"}
     assert all(math.isfinite(row.value) for row in rows)
     assert hooks_of(model) == 0
+
+
+def test_no_tensor_is_kept_for_each_number() -> None:
+    """They would lie between activations, and part the room that these leave: gigabytes of ten thousand layers."""
+    model = build(ModelConfig(depth=30, width=4), channels=1, size=8, classes=10, seed=0)
+
+    def tensors_after_reading(probes: Sequence[str]) -> int:
+        with Reading(model, weight_layers(model), probes) as reading:
+            model(torch.ones(5, 1, 8, 8)).sum().backward()
+        reading.before_update()
+        gradients = [weight.grad for weight in model.parameters()]
+        found = sum(issubclass(type(each), Tensor) for each in gc.get_objects())
+        assert len(gradients) == 60
+        assert len(reading.rows()) >= 30 * len(probes) - 2
+        return found
+
+    assert tensors_after_reading([]) == tensors_after_reading(["activation_mean", "backward_norm", "grad_norm"])

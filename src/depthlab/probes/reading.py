@@ -81,7 +81,14 @@ class Reading:
         self._places = [(name, depth) for sites in (layers, states) for depth, (name, _) in enumerate(sites, 1)]
         self._handles: list[RemovableHandle] = []
         self._current: int | None = None
-        self._values: dict[tuple[int, str], Tensor] = {}
+        self._columns = {name: column for column, name in enumerate(sorted(self._probes))}
+        self._table = torch.empty(
+            len(self._places),
+            len(self._columns),
+            dtype=torch.float64,
+            device=self._layers[0][2].device if self._layers else None,
+        )
+        self._known: dict[tuple[int, str], None] = {}
         self._weights_before: list[Tensor] = []
 
     def __enter__(self) -> Self:
@@ -105,9 +112,9 @@ class Reading:
         """Reads gradients and weights. To be called after backward, before clipping and the optimiser's step."""
         for position, (_, _, weight) in enumerate(self._layers):
             if "grad_norm" in self._probes and weight.grad is not None:
-                self._values[position, "grad_norm"] = statistics.norm(weight.grad)
+                self._keep(position, "grad_norm", statistics.norm(weight.grad))
             if "weight_norm" in self._probes:
-                self._values[position, "weight_norm"] = statistics.norm(weight.detach())
+                self._keep(position, "weight_norm", statistics.norm(weight.detach()))
         if "update_ratio" in self._probes:
             self._weights_before = [weight.detach().clone() for _, _, weight in self._layers]
 
@@ -115,13 +122,13 @@ class Reading:
         """All numbers, layer by layer in depth order. To be called after the optimiser's step."""
         for position, before in enumerate(self._weights_before):
             after = self._layers[position][2].detach()
-            self._values[position, "update_ratio"] = statistics.relative_change(after, before)
+            self._keep(position, "update_ratio", statistics.relative_change(after, before))
         self._weights_before = []
         # one transfer from the device for all of them
-        numbers = torch.stack(list(self._values.values())).tolist() if self._values else []
+        table = self._table.tolist()
         found = [
-            Row(*self._places[position], probe, number)
-            for (position, probe), number in zip(self._values, numbers, strict=True)
+            Row(*self._places[position], probe, table[position][self._columns[probe]])
+            for position, probe in self._known
         ]
         return sorted(found, key=lambda row: (row.depth, row.probe))
 
@@ -143,23 +150,32 @@ class Reading:
             return
         self._read_spread(output.detach())
         if "activation_sparsity" in self._probes:
-            self._values[self._current, "activation_sparsity"] = statistics.sparsity(output.detach())
+            self._keep(self._current, "activation_sparsity", statistics.sparsity(output.detach()))
         edge = statistics.SATURATION_EDGES.get(type(module))
         if edge is not None and "saturation" in self._probes:
-            self._values[self._current, "saturation"] = statistics.saturation(inputs[0].detach(), edge)
+            self._keep(self._current, "saturation", statistics.saturation(inputs[0].detach(), edge))
         if isinstance(module, statistics.RECTIFIERS) and "dead_fraction" in self._probes:
-            self._values[self._current, "dead_fraction"] = statistics.dead_fraction(output.detach())
+            self._keep(self._current, "dead_fraction", statistics.dead_fraction(output.detach()))
         self._current = None  # only the first activation after a layer is its own
 
     def _read_spread(self, values: Tensor) -> None:
         assert self._current is not None
         if "activation_mean" in self._probes:
-            self._values[self._current, "activation_mean"] = statistics.mean(values)
+            self._keep(self._current, "activation_mean", statistics.mean(values))
         if "activation_std" in self._probes:
-            self._values[self._current, "activation_std"] = statistics.std(values)
+            self._keep(self._current, "activation_std", statistics.std(values))
+
+    def _keep(self, position: int, probe: str, value: Tensor) -> None:
+        """Puts a number into the table.
+
+        A tensor for each, allocated between activations, would part the room that they leave: six numbers of each
+        of 10,000 layers with 16,384 activations kept 2.8 GiB of it from being used again.
+        """
+        self._table[position, self._columns[probe]] = value.detach()
+        self._known[position, probe] = None
 
     def _read_backward(self, position: int, gradient: Tensor) -> None:
-        self._values[position, "backward_norm"] = statistics.norm(gradient)
+        self._keep(position, "backward_norm", statistics.norm(gradient))
 
 
 ACTIVATIONS = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from depthlab.config import NORMS, SKIPS, ModelConfig, ProbesConfig, TrainConfig
 from depthlab.data import Batches
 from depthlab.nets import Net, allocate_gradients, build, weight_layers
+from depthlab.nets.recomputation import segment_sizes
 from depthlab.probes import Row
 from depthlab.training import build_optimizer, train
 
@@ -125,13 +127,22 @@ def test_what_is_kept_grows_as_the_root_of_depth(family: str) -> None:
     assert some_of_many < 0.06 * all_of_many  # what enters 40 segments, and the whole of the last one
 
 
+@pytest.mark.parametrize("blocks", [*range(60), 98, 298, 998, 2998, 9998])
+def test_segments_hold_all_blocks_in_the_room_of_twice_the_root(blocks: int) -> None:
+    sizes = segment_sizes(blocks)
+    assert sum(sizes) == blocks
+    assert all(sizes) or blocks == 0
+    held = [before + size for before, size in enumerate(sizes)]
+    assert max(held) <= math.ceil(2 * math.sqrt(blocks))
+    assert sizes[-1] >= math.isqrt(2 * blocks)
+
+
 def test_blocks_are_applied_less_than_twice(batches: BatchesMaker) -> None:
     model, calls = net(depth=102), list[nn.Module]()
     for block in model.blocks:
         block.register_forward_hook(lambda module, *_: calls.append(module))
     outcome(model, batches(), checkpointing=True, every=0)
-    size = math.isqrt(100)
-    assert len(calls) == STEPS * (100 + 100 - size)
+    assert len(calls) == STEPS * (100 + 100 - 15)
 
 
 def test_a_net_whose_stem_is_frozen_is_trained_all_the_same(batches: BatchesMaker) -> None:
@@ -154,6 +165,59 @@ def test_running_statistics_are_those_of_the_forward_pass() -> None:
             assert torch.equal(buffer, expected), f"{name} {when}"
         if when == "after the forward pass":
             logits.sum().backward()
+
+
+def test_gradients_that_it_would_leave_out_are_an_error() -> None:
+    """A segment has no inputs but x: torch.autograd.grad would say of its weights that they are unused."""
+    model = net()
+    loss = model(torch.randn(16, 1, 8, 8), activation_checkpointing=True).sum()
+    with pytest.raises(
+        RuntimeError, match=r"call backward\(\) without inputs, or the network with activation_ch.*=False"
+    ):
+        torch.autograd.grad(loss, list(model.stem.parameters()))
+
+
+class Breaks(nn.Module):
+    """Fails when it is applied a second time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls == 2:
+            raise ArithmeticError("out of order")
+        return x
+
+
+def test_what_breaks_while_it_is_computed_again_changes_no_state() -> None:
+    model, images = net(dropout=0.5, norm="batch"), torch.randn(16, 1, 8, 8)
+    model.blocks[2].append(Breaks())
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(images, activation_checkpointing=True).float().sum()
+    random, buffers = bits(torch.get_rng_state()), [bits(buffer) for buffer in model.buffers()]
+    with torch.no_grad(), pytest.raises(ArithmeticError, match="out of order"):
+        loss.backward()
+    assert bits(torch.get_rng_state()) == random
+    assert [bits(buffer) for buffer in model.buffers()] == buffers
+    assert torch.is_grad_enabled()
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_passes_of_several_threads_do_not_mix() -> None:
+    images = torch.randn(16, 1, 8, 8)
+
+    def gradients(model: Net, *, activation_checkpointing: bool = True) -> list[bytes]:
+        for _ in range(5):
+            model(images, activation_checkpointing=activation_checkpointing).square().sum().backward()
+        return [bits(weight.grad) for weight in model.parameters() if weight.grad is not None]
+
+    expected = gradients(net(depth=40), activation_checkpointing=False)
+    assert len(expected) == 80
+    with ThreadPoolExecutor(3) as threads:
+        for found in threads.map(gradients, [net(depth=40) for _ in range(6)]):
+            assert found == expected
 
 
 def test_gradients_lie_in_one_piece_and_begin_each_step_at_minus_zero(batches: BatchesMaker) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from depthlab.config import ModelConfig, stream_seed
 from depthlab.nets.blocks import BLOCKS, plain
 from depthlab.nets.initialization import initialize
-from depthlab.nets.layers import Hop, Parts, chain
+from depthlab.nets.layers import STOCHASTIC, Hop, Parts, chain
 from depthlab.nets.network import Network
 from depthlab.nets.recomputation import apply_in_segments
 from depthlab.nets.recurrence import Rows, recurrence
@@ -31,6 +31,7 @@ class Net(Network):
         super().__init__()
         self.stem, self.blocks, self.head = stem, blocks, head
         self._have_buffers = next(blocks.buffers(), None) is not None
+        self._draw = any(isinstance(module, STOCHASTIC) for module in blocks.modules())
 
     def block_names(self) -> list[tuple[str, ...]]:
         """The stem, then each of `blocks`."""
@@ -43,7 +44,7 @@ class Net(Network):
         """
         x = self.stem(images)
         if activation_checkpointing:
-            x = apply_in_segments(self.blocks, x, have_buffers=self._have_buffers)
+            x = apply_in_segments(self.blocks, x, have_buffers=self._have_buffers, draw=self._draw)
         else:
             x = self.blocks(x)
         logits: Tensor = self.head(x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import subprocess
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 
@@ -325,3 +327,23 @@ def test_a_process_to_be_forked_starts_where_a_pool_will_fork_it(
     monkeypatch.setattr(line, "COMMANDS", dict.fromkeys(line.COMMANDS, "builtins:bool"))
     depthlab(*typed.split())
     assert bool(begun) is is_warmed_up
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the unit of ru_maxrss differs")
+def test_a_plain_cnn_of_10000_layers_is_trained_and_read_in_two_gigabytes(folder: Path) -> None:
+    """All of the run: importing torch takes 0.3 of them; weights, gradients, momentum and kept weights 0.45."""
+    settings = ["model=plain_cnn", "model.depth=10000", "model.stages=1", "model.norm=none", "model.activation=tanh"]
+    settings += ["model.init=delta_orthogonal", "train.steps=2", "train.batch_size=16", "train.lr=1e-4"]
+    settings += ["train.activation_checkpointing=true", "sweep.threads=1"]
+    with subprocess.Popen([sys.executable, "-m", "depthlab", "train", "data=digits", *settings], cwd=folder) as process:
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    assert used.ru_maxrss < 2 * 1024**2
+    (run,) = (folder / "results" / "runs").iterdir()
+    readings = pd.read_parquet(run / "readings.parquet")
+    assert readings["value"].map(math.isfinite).all()
+    begin = readings[(readings["step"] == 0) & (readings["probe"] == "backward_norm")].set_index("depth")["value"]
+    assert len(begin) == 10_000
+    assert 0.1 < begin[1] / begin[9_999] < 0.2  # 0.17 by theory.profile, over all q_1

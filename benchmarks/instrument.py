@@ -199,9 +199,9 @@ def report(options: argparse.Namespace) -> str:
         found = {net: costs(net, options, progress) for net in options.nets}
     return f"""# Watching a training: what it costs, and what survives
 
-> An update that `depthlab.watch` watches takes, over one that nothing watches: {
-        ", ".join(f"{ratio(seconds):.3f} ({net})" for net, seconds in found.items())
-    }.
+> An update that `depthlab.watch` watches takes, over one that nothing watches, on {options.threads} thread{
+        "s" * (options.threads > 1)
+    }: {", ".join(f"{ratio(seconds):.3f} ({net})" for net, seconds in found.items())}.
 
 {circumstances(options.device, versions_of_tools())}
 Time of a watched update over that of an unwatched one (whose milliseconds stand behind each net's name): median and

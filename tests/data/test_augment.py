@@ -13,10 +13,17 @@ def random_images(shape: tuple[int, ...], seed: int) -> torch.Tensor:
     return torch.randint(1, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
 
 
-@given(SHAPES, st.integers(0, 4), st.integers(0, 2**32), st.data())
-@settings(max_examples=60, deadline=None)
-def test_shift_and_flip_moves_each_pixel_as_a_naive_loop_does(shape, padding, seed, data):
-    images = random_images(shape, seed)
+@given(
+    SHAPES,
+    st.integers(0, 4),
+    st.integers(0, 2**32),
+    st.sampled_from([torch.contiguous_format, torch.channels_last]),
+    st.data(),
+)
+@settings(max_examples=100, deadline=None)
+def test_shift_and_flip_moves_each_pixel_as_a_naive_loop_does(shape, padding, seed, memory_format, data):
+    images = random_images(shape, seed).to(memory_format=memory_format)
+    before = images.clone()
     count, _, height, width = shape
     corners = st.lists(st.integers(0, 2 * padding), min_size=count, max_size=count)
     top, left = data.draw(corners), data.draw(corners)
@@ -33,7 +40,9 @@ def test_shift_and_flip_moves_each_pixel_as_a_naive_loop_does(shape, padding, se
 
     actual = shift_and_flip(images, torch.tensor(top), torch.tensor(left), torch.tensor(flip), padding)
     assert actual.dtype == torch.uint8
+    assert actual.is_contiguous()
     assert torch.equal(actual, expected)
+    assert torch.equal(images, before), "they lie in the pool of all images"
 
 
 @given(SHAPES, st.integers(0, 7), st.integers(0, 2**32), st.data())

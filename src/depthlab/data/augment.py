@@ -34,19 +34,30 @@ def scaled(images: Tensor, factor: Tensor, summand: Tensor) -> Tensor:
 def shift_and_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, padding: int) -> Tensor:
     """Each image padded with zeros, cropped to its old size, then mirrored left to right where flip is true.
 
-    images: (b, c, h, w) of any type; top, left: int64 (b,), corner of the crop in the padded image, 0..2 * padding;
-    flip: bool (b,). Raw pixels are padded, before normalization, so that the border is black as in He et al. (2015,
-    section 4.2) and not the mean colour.
+    images: (b, c, h, w) of any type; the result is contiguous, channels first. top, left: int64 (b,), corner of the
+    crop in the padded image, 0..2 * padding; flip: bool (b,); all three on the CPU, so that a GPU is not waited for.
+    Raw pixels are padded, before normalization, so that the border is black as in He et al. (2015, section 4.2) and not
+    the mean colour.
     """
     count, channels, height, width = images.shape
-    padded = F.pad(images, (padding, padding, padding, padding))
-    rows = top[:, None] + torch.arange(height, device=images.device)
-    across = torch.arange(width, device=images.device)
-    columns = left[:, None] + torch.where(flip[:, None], width - 1 - across, across)
-    # One gather does both moves, in half the time of indexing an unfolded view and mirroring what comes out.
-    pixels = rows[:, :, None] * (width + 2 * padding) + columns[:, None, :]
-    index = pixels.view(count, 1, height * width).expand(count, channels, height * width)
-    return padded.view(count, channels, -1).gather(2, index).view(count, channels, height, width)
+    padded = F.pad(images.permute(0, 2, 3, 1).contiguous(), (0, 0, *(padding,) * 4))
+    _, rows, columns, _ = padded.shape
+    begins = (torch.arange(count) * rows + top)[:, None] + torch.arange(height)
+    begins = begins * columns + left[:, None]
+    # Stretches of memory are copied fast: pixel by pixel, a row of a crop is one, and so are all images that are
+    # mirrored, once they come last. A gather of single values takes a quarter longer in all.
+    order = flip.to(torch.uint8).argsort(stable=True)
+    stretches = padded.view(-1).as_strided((count * rows * columns - width + 1, width * channels), (channels, 1))
+    crops = stretches.index_select(0, on_device(begins.index_select(0, order).view(-1), images.device))
+    planes = crops.view(count, height, width, channels).permute(0, 3, 1, 2).contiguous()
+    mirrored = planes[count - int(flip.sum()) :]
+    mirrored.copy_(mirrored.flip(3))
+    return planes.index_select(0, on_device(order.argsort(), images.device))
+
+
+def on_device(values: Tensor, device: torch.device) -> Tensor:
+    """The same there, without waiting for a GPU: only pinned memory is copied beside what it computes."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
 def cut_out(images: Tensor, row: Tensor, column: Tensor, side: int) -> Tensor:

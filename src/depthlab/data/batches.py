@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from depthlab.config import DataConfig, stream_seed
-from depthlab.data.augment import cut_out, normalize, scaled, scaling, shift_and_flip
+from depthlab.data.augment import cut_out, normalize, on_device, scaled, scaling, shift_and_flip
 from depthlab.data.splits import Images
 
 
@@ -50,21 +50,23 @@ class Batches:
         config = self._config
         if not (config.crop_padding or config.flip or config.cutout):
             return scaled(images, *self._scaling)
-        top, left, flip, row, column = self._draw_augmentation(images, step)
+        top, left, flip, row, column = self._draw_augmentation(images.shape, step)
         if config.crop_padding or config.flip:
             images = shift_and_flip(images, top, left, flip.bool(), config.crop_padding)
         inputs = scaled(images, *self._scaling)
-        return cut_out(inputs, row, column, config.cutout) if config.cutout else inputs
+        if config.cutout:
+            cut_out(inputs, on_device(row, inputs.device), on_device(column, inputs.device), config.cutout)
+        return inputs
 
-    def _draw_augmentation(self, images: Tensor, step: int) -> Tensor:
-        """int64 (5, b): top, left, flip, row, column."""
-        count, _, height, width = images.shape
+    def _draw_augmentation(self, shape: torch.Size, step: int) -> Tensor:
+        """int64 (5, b), on the CPU: top, left, flip, row, column."""
+        count, _, height, width = shape
         stream = _stream(self._seed, f"augment/{step}")
         # All five are drawn even when not used, so that turning one on leaves the others as they were.
         limits = (2 * self._config.crop_padding + 1,) * 2 + (2, height, width)
         drawn = torch.stack([torch.randint(limit, (count,), generator=stream) for limit in limits])
         drawn[2] *= self._config.flip
-        return drawn.to(images.device)
+        return drawn
 
 
 def evaluation_batches(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
-PAGES = ("start", "data", "step", "sweep", "depth", "limit", "instrument-1-thread", "instrument-4-threads")
+PAGES = ("start", "data", "step", "sweep", "depth", "limit", "instrument-1-thread")
 """The pages whose headlines the README shows, in its order."""
 
 MARKED = re.compile(r"(?<=<!-- ratios -->\n).*(?=<!-- /ratios -->)", re.DOTALL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -20,3 +21,16 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Tests marked gpu need one."""
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
+
+
+@pytest.fixture
+def without_compiler() -> Iterator[None]:
+    """No C++ compiler is found by torch.compile, and whether there is one is asked anew."""
+    from torch._inductor import config
+
+    from depthlab.training import check_compiler
+
+    check_compiler.cache_clear()
+    with config.patch({"cpp.cxx": (None, "no-such-compiler")}):
+        yield
+    check_compiler.cache_clear()

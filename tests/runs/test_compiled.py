@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -17,7 +16,6 @@ from depthlab.runs import Run, Status, execute, packing, sweep
 from depthlab.runs.interrupts import Stop, Stopped
 from depthlab.runs.packing import bound
 from depthlab.runs.rehearsal import COMPILER
-from depthlab.training import check_compiler
 
 CPU = torch.device("cpu")
 
@@ -38,17 +36,7 @@ def compiled(tiny: RunConfig) -> RunConfig:
     return dataclasses.replace(tiny, model=ModelConfig(depth=3, width=8, norm="batch", dropout=0.2), train=train)
 
 
-@pytest.fixture
-def _without_compiler() -> Iterator[None]:
-    from torch._inductor import config
-
-    check_compiler.cache_clear()
-    with config.patch({"cpp.cxx": (None, "no-such-compiler")}):
-        yield
-    check_compiler.cache_clear()
-
-
-@pytest.mark.usefixtures("_without_compiler")
+@pytest.mark.usefixtures("without_compiler")
 def test_where_there_is_no_compiler_no_run_is_begun(compiled: RunConfig, results: Path) -> None:
     with pytest.raises(ConfigError, match=r"no-such-compiler.* set train\.compile=false"):
         execute(compiled, device=CPU)
@@ -56,7 +44,7 @@ def test_where_there_is_no_compiler_no_run_is_begun(compiled: RunConfig, results
     assert not results.exists()
 
 
-@pytest.mark.usefixtures("_without_compiler")
+@pytest.mark.usefixtures("without_compiler")
 def test_the_command_line_tells_so_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["train.compile=true", "data.name=synthetic", "train.steps=3", "train.batch_size=20", "device=cpu"]
     assert main(["train", *arguments]) == 2

@@ -6,7 +6,7 @@ import math
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -165,20 +165,10 @@ def test_a_network_that_is_no_graph_is_told_in_one_line(batches: BatchesMaker) -
     assert "\n" not in str(caught.value)
 
 
-@pytest.fixture
-def _without_compiler() -> Iterator[None]:
-    from torch._inductor import config
-
-    check_compiler.cache_clear()
-    with config.patch({"cpp.cxx": (None, "no-such-compiler")}):
-        yield
-    check_compiler.cache_clear()
-
-
 CANNOT = r"torch\.compile cannot compile {} for cpu: .*no-such-compiler.* set train\.compile=false$"
 
 
-@pytest.mark.usefixtures("_without_compiler")
+@pytest.mark.usefixtures("without_compiler")
 def test_a_missing_compiler_is_told_in_one_line(batches: BatchesMaker) -> None:
     with pytest.raises(ConfigError, match=CANNOT.format("anything")) as caught:
         check_compiler(torch.device("cpu"))

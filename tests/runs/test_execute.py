@@ -448,3 +448,10 @@ def test_progress_tells_what_is_known(tiny: RunConfig) -> None:
     told: list[tuple[int, bool, bool]] = []
     execute(tiny, device=CPU, progress=lambda done, loss, error: told.append((done, loss is None, error is None)))
     assert told == [(step, step < 3, step < 3) for step in range(1, 7)]
+
+
+def test_the_loss_that_progress_tells_last_is_that_of_the_last_update(tiny: RunConfig) -> None:
+    told = []
+    run = execute(tiny, device=CPU, progress=lambda _done, loss, _error: told.append(loss))
+    readings = run.readings()
+    assert told[-1] == readings.loc[readings["probe"] == "train_loss", "value"].iloc[-1]

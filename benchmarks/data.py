@@ -59,7 +59,13 @@ def random_pixels() -> np.ndarray[Any, np.dtype[np.uint8]]:
 def popular(pixels: np.ndarray[Any, np.dtype[np.uint8]], workers: int) -> Iterator[tuple[Tensor, Tensor]]:
     """The popular loop's batches without end."""
     loader = DataLoader(
-        PerSample(pixels), BATCH, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=workers > 0
+        PerSample(pixels),
+        BATCH,
+        shuffle=True,
+        drop_last=True,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        multiprocessing_context="fork" if workers else None,  # which a process that was spawned would not choose
     )
     while True:
         yield from loader

@@ -6,7 +6,7 @@
   is told beside, not counted.
 - bare: the same net and optimiser over batches that lie there prepared; nothing is read, not even the loss.
 - usual: torchvision's transforms image by image in a DataLoader, contiguous float32, torch's default SGD, loss.item()
-  every 100 updates.
+  every 100 updates; in a process of its own, which allocates memory as any Python does: the others keep what they free.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -47,6 +49,9 @@ NETS = {
     "MLP-50x256": RunConfig(data=DataConfig(name="mnist"), model=ModelConfig(depth=50, width=256), train=TRAIN),
 }
 """The MLPs read MNIST."""
+
+MORE_ROUNDS = 5
+"""As many of an MLP, whose stretches are short and whose ratios therefore spread, as of one round of a CNN."""
 
 
 class EnoughError(Exception):
@@ -87,8 +92,9 @@ def bare(config: RunConfig, batches: list[tuple[Tensor, Tensor]], settle: int, s
     return (time.perf_counter() - begin) / steps
 
 
-def usual(config: RunConfig, batches: Iterator[tuple[Tensor, Tensor]], settle: int, steps: int) -> float:
+def usual(config: RunConfig, workers: int, settle: int, steps: int) -> float:
     """Seconds of an update in the loop that popular repositories have."""
+    batches = loader(workers)
     model = build(config, memory_format=torch.contiguous_format)
     optimizer = torch.optim.SGD(
         model.parameters(), lr=config.train.lr, momentum=config.train.momentum, weight_decay=config.train.weight_decay
@@ -104,6 +110,17 @@ def usual(config: RunConfig, batches: Iterator[tuple[Tensor, Tensor]], settle: i
         if count % 100 == 0:
             loss.item()
     return (time.perf_counter() - begin) / steps
+
+
+def elsewhere(process: ProcessPoolExecutor, contender: Callable[..., float], *arguments: object) -> float:
+    """What a contender takes in another process."""
+    return process.submit(contender, *arguments).result()
+
+
+@cache
+def loader(workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The usual loop's batches; its workers stay from one round to the next."""
+    return popular(random_pixels(), workers)
 
 
 def build(config: RunConfig, memory_format: torch.memory_format = torch.channels_last) -> torch.nn.Module:
@@ -130,19 +147,18 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="also with train.compile; needs a C++ compiler")
     parser.add_argument("--output", nargs="?", type=Path, const=RESULT, help="also write it (default: results/ here)")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as cache:
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache  # what an earlier round compiled, but nothing older
-        page = measured(options)
+    apart = partial(ProcessPoolExecutor, 1, get_context("spawn"), torch.set_num_threads, (options.threads,))
+    with tempfile.TemporaryDirectory() as compiled, apart() as process:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = compiled  # what an earlier round compiled, but nothing older
+        page = measured(options, process)
     print(page)
     if options.output is not None:
         options.output.write_text(page)
 
 
-def measured(options: argparse.Namespace) -> str:
-    """The page."""
+def measured(options: argparse.Namespace, apart: ProcessPoolExecutor) -> str:
+    """The page; what depthlab has no part in runs apart."""
     prepare_process(options.threads)
-    pixels = random_pixels()
-    loaders = {workers: popular(pixels, workers) for workers in (0, 2, 4)}
     tables, heads = [], []
     for name in options.nets:
         config, stretch = NETS[name], (5, options.steps)
@@ -157,19 +173,22 @@ def measured(options: argparse.Namespace) -> str:
             contenders["compiled"] = partial(ours, compiling, *stretch, second)
             over.append("depthlab")
         if config.data.name == "cifar10":
+            names = {f"usual, {workers} workers": workers for workers in (0, 2, 4)}
             contenders |= {
-                f"usual, {workers} workers": partial(usual, config, loader, *stretch)
-                for workers, loader in loaders.items()
+                each: partial(elsewhere, apart, usual, config, workers, *stretch) for each, workers in names.items()
             }
-            over += [f"usual, {workers} workers" for workers in loaders]
-        seconds = interleaved(contenders, options.rounds, name)
+            over += names
+        seconds = interleaved(contenders, options.rounds * (1 if config.model.family == "cnn" else MORE_ROUNDS), name)
         tables.append(f"## {name}\n\n{speed_table(seconds, over, 'updates')}")
         if second:
             again = f", again from torch's cache {statistics.median(second[1:]):.0f} s" if second[1:] else ""
             tables.append(f"Compiling, in the second update: {second[0]:.0f} s{again}.\n")
         usually = [other for other in over if other.startswith("usual")]
         beside = "".join(
-            f", {speed(seconds, 'depthlab', other)} times that of a loop with a `DataLoader`" for other in usually[-1:]
+            f", {speed(seconds, mine, other)} times that of a loop with a `DataLoader`{how}"
+            for mine, how in (("depthlab", ""), ("compiled", " where it is compiled"))
+            for other in usually[-1:]
+            if mine in seconds
         )
         heads.append(f"> {speed(seconds, 'depthlab', 'bare')} ({name}){beside}")
     return f"""# What is around the step
@@ -178,8 +197,9 @@ def measured(options: argparse.Namespace) -> str:
 {(";" + chr(10)).join(heads)}.
 
 {circumstances()}
-Batch {BATCH}, {options.steps} timed updates a round, {options.rounds} rounds in one process, in each of which all take
-their turn; medians, ratios of speeds with quartiles. `usual` is always float32.
+Batch {BATCH}, {options.steps} timed updates a round, {options.rounds} rounds, of MLPs {MORE_ROUNDS * options.rounds},
+in each of which all take their turn; medians, ratios of speeds with quartiles. `usual` is always float32, in a process
+of its own.
 
 {chr(10).join(tables)}"""
 

@@ -118,6 +118,12 @@ def test_table_refuses_what_is_not_one_value_of_a_condition(readings: pd.DataFra
         table(errors, {"model.skip": "skip"}, {"error": errors})
 
 
+def test_words_that_a_condition_lacks_are_missing_and_no_number(readings: pd.DataFrame) -> None:
+    found = table(readings, {"model.activation": "net"}, {"note": {("relu",): "see below"}})
+    assert list(found["note"]) == ["see below", None, None]
+    assert [line.split("|")[2].strip() for line in markdown(found).splitlines()[2:]] == ["see below", "–", "–"]
+
+
 def test_markdown() -> None:
     cells = pd.DataFrame({"net": ["a|b", "c"], "depth": [8, 110], "error": [_interval(8.27, 0.31), _interval(12, 1.1)]})
     assert markdown(cells) == (

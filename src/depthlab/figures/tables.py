@@ -37,7 +37,10 @@ def table(rows: pd.DataFrame, by: Mapping[str, str], columns: Mapping[str, Colum
     for condition, part in rows.groupby(list(by), dropna=False, sort=True, observed=True):
         cells = {head: fill(condition, part) for head, fill in fillers.items()}
         lines.append(dict(zip(by.values(), condition, strict=True)) | cells)
-    return pd.DataFrame(lines)
+    found = pd.DataFrame(lines)
+    for head in found.columns[found.dtypes == "str"]:  # a type that has nan for None
+        found[head] = _objects([line[head] for line in lines])
+    return found
 
 
 def pivot(frame: pd.DataFrame, rows: Sequence[str], column: str, *, log: bool = False) -> pd.DataFrame:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from depthlab.config import OPTIMIZERS, SCHEDULES, TrainConfig
 from depthlab.training import build_optimizer, learning_rate, set_learning_rate
@@ -97,6 +101,70 @@ class TestOptimizers:
             model.weight.grad = torch.ones(2, 2)
             optimizer.step()
         assert model.weight.tolist() == [pytest.approx([expected] * 2, rel=1e-5)] * 2
+
+    @pytest.mark.parametrize("name", OPTIMIZERS)
+    def test_updates_are_those_of_torch_s_own_class_to_the_bit(self, name: str) -> None:
+        """Hooks are called, as the watcher's are, and what is saved is the same."""
+        config = TrainConfig(optimizer=name, lr=0.1, weight_decay=0.1)
+        whole = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name]
+        trained, called = [], []
+        for is_torch_s in (False, True):
+            torch.manual_seed(0)
+            model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+            optimizer = build_optimizer(model, config)
+            if is_torch_s:
+                (group,) = optimizer.param_groups
+                optimizer = whole(model.parameters(), **{key: group[key] for key in group if key in KNOWN[name]})
+            optimizer.register_step_post_hook(lambda *_: called.append(1))
+            for _ in range(3):
+                optimizer.zero_grad()
+                model(torch.ones(5, 3)).square().sum().backward()
+                optimizer.step()
+            trained.append((list(model.parameters()), optimizer.state_dict()))
+        (ours, state), (theirs, expected) = trained
+        assert isinstance(optimizer, whole)
+        assert len(called) == 6
+        assert all(torch.equal(*pair) for pair in zip(ours, theirs, strict=True))
+        assert state["param_groups"] == expected["param_groups"]
+        assert [list(each) for each in state["state"].values()] == [list(each) for each in expected["state"].values()]
+
+    @pytest.mark.parametrize("name", OPTIMIZERS)
+    def test_no_update_is_recorded_for_gradients(self, name: str) -> None:
+        kernels = []
+
+        class Watched(TorchFunctionMode):
+            def __torch_function__(
+                self, function: Any, _types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+            ) -> Any:
+                if "fused" in function.__name__:
+                    kernels.append(torch.is_grad_enabled())
+                return function(*args, **(kwargs or {}))
+
+        model, optimizer = self.build(optimizer=name)
+        model.weight.sum().backward()
+        with Watched():
+            optimizer.step()
+        assert kernels == [False]
+        assert torch.is_grad_enabled()
+
+    def test_none_imports_torch_s_compiler(self) -> None:
+        """Of a process that trains a small net for seconds that is one."""
+        program = (
+            "import sys\nfrom torch import nn\nfrom depthlab.config import OPTIMIZERS, TrainConfig\n"
+            "from depthlab.training import build_optimizer\nmodel = nn.Linear(2, 2)\nfor name in OPTIMIZERS:\n"
+            "    optimizer = build_optimizer(model, TrainConfig(optimizer=name))\n    optimizer.zero_grad()\n"
+            "    model.weight.sum().backward()\n    optimizer.step()\n"
+            "    optimizer.load_state_dict(optimizer.state_dict())\nprint('torch._dynamo' in sys.modules)"
+        )
+        ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        assert ended.stdout == "False\n"
+
+
+KNOWN = {
+    "sgd": {"lr", "momentum", "nesterov", "weight_decay", "fused"},
+    **{name: {"lr", "betas", "weight_decay", "fused"} for name in ("adam", "adamw")},
+}
+"""What depthlab sets of each optimiser."""
 
 
 class TestSlowGroups:

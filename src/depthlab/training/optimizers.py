@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
 from torch import nn
 
-from depthlab._later import uncollected
 from depthlab.config import TrainConfig
 
 LR_FACTOR = "lr_factor"
 """Name of what a parameter group's learning rate is multiplied by, 1 where it is not there."""
+
+
+MARKED = ("add_param_group", "load_state_dict", "state_dict", "step", "zero_grad")
+"""Methods of torch's optimisers that import its compiler."""
 
 
 def build_optimizer(
@@ -24,15 +29,14 @@ def build_optimizer(
     Parameters without requires_grad are left out, weight decay and all. slow: those whose learning rate is `factor`
     times that of the others; `set_learning_rate` keeps it so.
     """
-    with uncollected():  # torch imports its compiler when it makes the first one
-        return _built(_groups(model, slow, factor), config)
+    return _built(_groups(model, slow, factor), config)
 
 
 def _built(parameters: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
     betas = (config.momentum, 0.999)
     match config.optimizer:
         case "sgd":
-            return torch.optim.SGD(
+            return uncompiled(torch.optim.SGD)(
                 parameters,
                 lr=config.lr,
                 momentum=config.momentum,
@@ -41,13 +45,26 @@ def _built(parameters: list[dict[str, Any]], config: TrainConfig) -> torch.optim
                 fused=True,
             )
         case "adam":
-            return torch.optim.Adam(parameters, lr=config.lr, betas=betas, weight_decay=config.weight_decay, fused=True)
+            return uncompiled(torch.optim.Adam)(
+                parameters, lr=config.lr, betas=betas, weight_decay=config.weight_decay, fused=True
+            )
         case "adamw":
-            return torch.optim.AdamW(
+            return uncompiled(torch.optim.AdamW)(
                 parameters, lr=config.lr, betas=betas, weight_decay=config.weight_decay, fused=True
             )
         case name:
             raise AssertionError(f"no optimiser {name}")
+
+
+@cache
+def uncompiled(kind: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
+    """One of torch's classes without the marks by which its compiler would know what not to compile in there.
+
+    Nobody compiles it here, and for the marks torch imports the compiler when it makes an optimiser: a second and 70
+    MiB of each process that trains. Hooks of steps are called as ever, and no bit of an update differs.
+    """
+    methods = {name: inspect.unwrap(getattr(kind, name)) for name in MARKED}
+    return type(kind.__name__, (kind,), methods | {"step": torch.no_grad()(methods["step"])})
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, config: TrainConfig, step: int) -> None:

@@ -16,6 +16,7 @@ from depthlab.config import TrainConfig, stream_seed
 from depthlab.data import Batches
 from depthlab.nets import Network
 from depthlab.probes import Row
+from depthlab.training.optimizers import uncompiled
 
 PROBE = "reconstruction_error"
 
@@ -138,7 +139,9 @@ class Pretraining:
         self._autoencoder = Autoencoder(
             linear, activation, in_unit_interval=layer > 0 and isinstance(activation, nn.Sigmoid)
         )
-        self._optimizer = torch.optim.Adam(self._autoencoder.parameters(), lr=self._config.pretraining_lr, fused=True)
+        self._optimizer = uncompiled(torch.optim.Adam)(
+            self._autoencoder.parameters(), lr=self._config.pretraining_lr, fused=True
+        )
 
     def _update(self, layer: int, step: int) -> None:
         x = self._inputs(layer, step)

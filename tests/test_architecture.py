@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 
 FLOORS = [
     {"config", "theory", "_torchvision", "_processes", "_later"},
-    {"nets", "data", "probes"},
+    {"nets", "data", "probes", "_forked"},
     {"training", "diagnosis"},
     {"figures", "runs"},
     {"experiments", "instrument", "tuning"},

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
 import sys
 import threading
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +121,7 @@ def test_the_process_to_be_forked_starts_where_no_signal_comes_to_it(monkeypatch
     monkeypatch.setattr(forkserver, "ensure_running", started)
     monkeypatch.setattr(forkserver, "set_forkserver_preload", order.append)
     _processes.warm_up()
-    assert order == [["depthlab.runs.workers", "torch._dynamo"], "tracker", ("server", True)]
+    assert order == [[_processes.PRELOADED], "tracker", ("server", True)]
     monkeypatch.setattr(_processes, "ARE_FORKED", False)
     _processes.warm_up()
     assert len(order) == 3
@@ -131,3 +133,12 @@ def test_processes_are_forked_where_they_can_be(monkeypatch: pytest.MonkeyPatch,
         pytest.skip("they cannot be here")
     monkeypatch.setattr(_processes, "ARE_FORKED", are_forked)
     assert _processes.context().get_start_method() == method
+
+
+@pytest.mark.skipif(not _processes.ARE_FORKED, reason="processes are not forked here")
+def test_a_forked_process_has_what_trains_imported_and_searches_only_what_is_new_for_garbage() -> None:
+    with ProcessPoolExecutor(1, _processes.context()) as pool:
+        assert set(_processes.IMPORTED) <= set(pool.submit(eval, "list(__import__('sys').modules)").result())
+        assert pool.submit(gc.get_freeze_count).result() > 100_000
+        assert pool.submit(gc.isenabled).result()
+        assert pool.submit(threading.active_count).result() == 1

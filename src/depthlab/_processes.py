@@ -26,8 +26,11 @@ STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR
 ARE_FORKED = sys.platform == "linux"
 """Windows cannot fork, and libraries of macOS do not survive it: there each process imports for itself."""
 
-IMPORTED = ("depthlab.runs.workers", "torch._dynamo")
-"""What the process to be forked imports; the second is what torch's optimisers import when they are first made."""
+IMPORTED = ("depthlab.runs.workers",)
+"""What the process to be forked imports."""
+
+PRELOADED = "depthlab._forked"
+"""The module that imports it."""
 
 
 def context() -> ForkServerContext | SpawnContext:
@@ -35,7 +38,7 @@ def context() -> ForkServerContext | SpawnContext:
     if not ARE_FORKED:
         return multiprocessing.get_context("spawn")
     found = multiprocessing.get_context("forkserver")
-    found.set_forkserver_preload(list(IMPORTED))
+    found.set_forkserver_preload([PRELOADED])
     return found
 
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import special
 
 Array = NDArray[np.float64]
 
@@ -133,7 +133,7 @@ def _crossings(one: _Field, other: _Field, square: Array) -> Array:
     # the radial variances a^2 = g (q - g |x|^2) / q, of which q - g |x|^2 is the offset
     first, second = (np.sqrt(one.slope * other.slope * f.offset / v) for f, v in ((one, q), (other, p)))
     longer, shorter = np.maximum(first, second), np.minimum(first, second)
-    determinant = 2 / np.pi * longer * special.ellipe(1 - (shorter / longer) ** 2)
+    determinant = 2 / np.pi * longer * scipy.special.ellipe(1 - (shorter / longer) ** 2)
     density: Array = determinant / (2 * np.pi * np.sqrt(q * p))
     return density
 

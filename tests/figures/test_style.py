@@ -5,8 +5,11 @@ from typing import Literal
 import matplotlib as mpl
 import numpy as np
 import pytest
+from matplotlib.backend_bases import RendererBase
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from matplotlib.image import imread
+from matplotlib.lines import Line2D
 
 from depthlab.figures import COLUMN, PAGE, panels, style
 from depthlab.figures.style import PNG_DPI, render, strokes
@@ -71,3 +74,45 @@ def test_numbers_go_from_dark_to_light() -> None:
 def test_too_many_lines() -> None:
     with pytest.raises(ValueError, match="10 lines cannot be told apart"):
         strokes(list(range(10)))
+
+
+class Counted(Line2D):
+    """A line that counts how often it is drawn."""
+
+    draws = 0
+
+    def draw(self, renderer: RendererBase) -> None:
+        self.draws += 1
+        super().draw(renderer)
+
+
+def test_both_files_have_one_layout_and_each_is_drawn_once() -> None:
+    figure, (axes,) = panels()
+    line = axes.add_line(Counted([1, 2], [1, 2]))
+    axes.set_ylabel("makes room for itself")
+    before = axes.get_position().bounds
+    first = render(figure, "svg")
+    laid_out = axes.get_position().bounds
+    assert laid_out != before
+    png = render(figure, "png")
+    assert axes.get_position().bounds == laid_out
+    assert line.draws == 2
+    assert (render(figure, "svg"), render(figure, "png")) == (first, png)
+
+
+def test_the_layout_of_a_png_is_what_matplotlib_makes_it() -> None:
+    """Of as many dots an inch as the file has: of others, text has another width."""
+
+    def drawing() -> Figure:
+        with style():
+            figure, axes = panels(2)
+            for panel in axes:
+                panel.plot([0.001, 0.002], [1e-30, 1.0], label="a line")
+                panel.set(yscale="log", ylabel="norm", xlabel="layer")
+            figure.legend(loc="outside lower center")
+        return figure
+
+    content = io.BytesIO()
+    with style():
+        drawing().savefig(content, format="png", dpi=PNG_DPI, metadata={"Software": None})
+    assert render(drawing(), "png") == content.getvalue()

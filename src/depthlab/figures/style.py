@@ -122,9 +122,22 @@ def strokes(values: Sequence[object]) -> list[Stroke]:
 
 
 def render(figure: Figure, kind: Literal["png", "svg"]) -> bytes:
-    """The figure as a PNG of `PNG_DPI` dots an inch or as an SVG, without date, version or random identifiers."""
+    """The figure as a PNG of `PNG_DPI` dots an inch or as an SVG, without date, version or random identifiers.
+
+    Both have the layout of the PNG, which is computed the first time and kept: what is added later finds no room made.
+    """
     unsigned = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
     content = io.BytesIO()
     with style():
+        _lay_out(figure)
         figure.savefig(content, format=kind, dpi=PNG_DPI, metadata=unsigned[kind])
     return content.getvalue()
+
+
+def _lay_out(figure: Figure) -> None:
+    """Gives everything its place, once: savefig would for each file, and then draw it a second time."""
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        figure.set_dpi(PNG_DPI)
+        engine.execute(figure)
+        figure.set_layout_engine(None)  # "none" is an engine too, for which savefig draws twice as well

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 
 import numpy as np
@@ -105,6 +106,16 @@ def test_products_of_smooth_activations_against_a_dense_sum(name: str, c: float,
     assert mean_product(ACTIVATIONS[name], q, c, of_derivative=slope) == pytest.approx(float(brute), abs=1e-13)
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if ACTIVATIONS[name].slopes is None])
+def test_odd_activations_are_marked_and_need_half_of_the_plane(name: str) -> None:
+    phi, u = ACTIVATIONS[name], np.linspace(0.1, 9.0, 90)
+    assert phi.is_odd == np.allclose(phi.phi(-u), -phi.phi(u))
+    whole = dataclasses.replace(phi, is_odd=False)
+    for c, slope in itertools.product((-1.0, -0.4, 0.2, 0.999), (False, True)):
+        expected = mean_product(whole, 2.0, c, of_derivative=slope)
+        assert mean_product(phi, 2.0, c, of_derivative=slope) == pytest.approx(expected, rel=1e-14)
+
+
 @pytest.mark.parametrize("q", [0.5, 40.0])
 @pytest.mark.parametrize("c", [-0.8, 0.0, 0.7, 0.999])
 def test_products_of_selu_against_its_conditional_mean(q: float, c: float) -> None:
@@ -139,9 +150,21 @@ def test_products_lie_within_cauchy_schwarz_and_meet_it_at_one(name: str, c: flo
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_uncorrelated_products_are_squared_means(name: str) -> None:
+@pytest.mark.parametrize("slope", [False, True])
+def test_uncorrelated_products_are_squared_means(name: str, slope: bool) -> None:
+    """Which need the line only; the plane gives the same a step beside."""
     phi = ACTIVATIONS[name]
-    assert mean_product(phi, 3.0, 0.0) == pytest.approx(mean_value(phi, 3.0) ** 2, abs=1e-14)
+    square = mean_value(phi, 3.0, of_derivative=slope) ** 2
+    for c in (0.0, 1e-16, -1e-16):
+        assert mean_product(phi, 3.0, c, of_derivative=slope) == pytest.approx(square, abs=1e-14)
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+@pytest.mark.parametrize("slope", [False, True])
+def test_the_plane_goes_over_into_the_line_where_inputs_are_equal(name: str, slope: bool) -> None:
+    phi = ACTIVATIONS[name]
+    beside = mean_product(phi, 3.0, math.nextafter(1.0, 0.0), of_derivative=slope)
+    assert beside == pytest.approx(mean_product(phi, 3.0, 1.0, of_derivative=slope), rel=1e-14)
 
 
 @pytest.mark.parametrize("name", NAMES)

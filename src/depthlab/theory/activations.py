@@ -27,12 +27,14 @@ class Activation:
     """phi and phi', elementwise; phi may have a kink or jump in a derivative at 0 and nowhere else.
 
     `slopes` are those left and right of 0 where phi is linear on both half-lines, else None: such a phi is
-    homogeneous, phi(a u) = a phi(u) for a >= 0, and its expectations have closed forms.
+    homogeneous, phi(a u) = a phi(u) for a >= 0, and its expectations have closed forms. `is_odd` where
+    phi(-u) = -phi(u), so that phi' is even: half of the plane then tells all.
     """
 
     phi: Callable[[Array], Array]
     derivative: Callable[[Array], Array]
     slopes: tuple[float, float] | None = None
+    is_odd: bool = False
 
 
 def _linear_halves(left: float, right: float) -> Activation:
@@ -85,7 +87,7 @@ def _float64(values: Any) -> Array:
 
 ACTIVATIONS = {
     "sigmoid": Activation(_sigmoid, _sigmoid_derivative),
-    "tanh": Activation(np.tanh, _tanh_derivative),
+    "tanh": Activation(np.tanh, _tanh_derivative, is_odd=True),
     "relu": _linear_halves(0.0, 1.0),
     "leaky_relu": _linear_halves(LEAKY_SLOPE, 1.0),
     "very_leaky_relu": _linear_halves(VERY_LEAKY_SLOPE, 1.0),

@@ -23,9 +23,7 @@ def correlation_map(
     """
     if not -1.0 <= c <= 1.0:
         raise ValueError(f"c={c} must be a correlation: between -1 and 1")
-    q, q_next = _variances(activation, sigma_w, sigma_b, q)
-    covariance = sigma_w**2 * mean_product(find_activation(activation), q, c) + sigma_b**2
-    return min(1.0, max(-1.0, covariance / q_next))
+    return _mapped(c, activation, sigma_w, sigma_b, _variances(activation, sigma_w, sigma_b, q))
 
 
 def correlation_chi(
@@ -51,20 +49,27 @@ def correlation_fixed_point(*, activation: str, sigma_w: float, sigma_b: float =
     1 where the slope of the map at 1 is at most 1 (inputs become indistinguishable), else the stable point below 1.
     0 for an odd activation without biases, which keeps uncorrelated inputs uncorrelated. Raises as correlation_map.
     """
-    q, _ = _variances(activation, sigma_w, sigma_b, q)
-    slope_at_one = correlation_chi(1.0, activation=activation, sigma_w=sigma_w, sigma_b=sigma_b, q=q)
+    variances = _variances(activation, sigma_w, sigma_b, q)
+    slope_at_one = correlation_chi(1.0, activation=activation, sigma_w=sigma_w, sigma_b=sigma_b, q=variances[0])
 
     def excess(c: float) -> float:
         # the root at c = 1 divided out: the map is convex on [0, 1], so what is left falls and has one root at most
         if c == 1.0:
             return 1.0 - slope_at_one
-        return (correlation_map(c, activation=activation, sigma_w=sigma_w, sigma_b=sigma_b, q=q) - c) / (1.0 - c)
+        return (_mapped(c, activation, sigma_w, sigma_b, variances) - c) / (1.0 - c)
 
     if excess(0.0) <= ROUNDING:
         return 0.0
     if slope_at_one <= 1.0 + ROUNDING:
         return 1.0
     return float(scipy.optimize.brentq(excess, 0.0, 1.0, xtol=1e-14))
+
+
+def _mapped(c: float, activation: str, sigma_w: float, sigma_b: float, variances: tuple[float, float]) -> float:
+    """c in the next layer, where the variances in this one and in that are known."""
+    q, q_next = variances
+    covariance = sigma_w**2 * mean_product(find_activation(activation), q, c) + sigma_b**2
+    return min(1.0, max(-1.0, covariance / q_next))
 
 
 def _variances(activation: str, sigma_w: float, sigma_b: float, q: float | None) -> tuple[float, float]:

@@ -40,31 +40,36 @@ def mean_square(activation: Activation, q: float, *, of_derivative: bool = False
         return float(weights @ function(math.sqrt(q) * z) ** 2)
 
 
-def mean_value(activation: Activation, q: float) -> float:
-    """E[phi(sqrt(q) z)] for z ~ N(0, 1) and 0 < q < inf."""
+def mean_value(activation: Activation, q: float, *, of_derivative: bool = False) -> float:
+    """E[phi(sqrt(q) z)], or E[phi'(sqrt(q) z)], for z ~ N(0, 1) and 0 < q < inf."""
+    function = activation.derivative if of_derivative else activation.phi
     z, weights = _line(_doublings(q))
-    return float(weights @ activation.phi(math.sqrt(q) * z))
+    with np.errstate(under="ignore"):
+        return float(weights @ function(math.sqrt(q) * z))
 
 
 @lru_cache(maxsize=1000)
 def mean_product(activation: Activation, q: float, c: float, *, of_derivative: bool = False) -> float:
     """E[phi(u1) phi(u2)], or E[phi'(u1) phi'(u2)], of centred Gaussians with variance q and correlation c.
 
-    0 < q < inf and -1 <= c <= 1. Piecewise linear phi: the arc-cosine kernels J_0 and J_1 of Cho & Saul 2009.
+    0 < q < inf and -1 <= c <= 1. Piecewise linear phi: the arc-cosine kernels J_0 and J_1 of Cho & Saul 2009. Equal
+    and independent Gaussians, c = 1 and c = 0, need the line only.
     """
     angle = math.acos(c)
     if activation.slopes is not None:
         return _arc_cosine(activation.slopes, q, angle, of_derivative)
+    if c == 1.0:
+        return mean_square(activation, q, of_derivative=of_derivative)
+    if c == 0.0:
+        return mean_value(activation, q, of_derivative=of_derivative) ** 2
     function = activation.derivative if of_derivative else activation.phi
     r, radial = _half_line(_doublings(q), PLANE_NODES)
-    theta, angular = _half_circle(angle, _doublings(q))
-    first, second = np.cos(theta), np.cos(theta - angle)
-    values = np.empty((len(r), len(theta)))
+    first, second, angular = _half_circle(angle, _doublings(q), activation.is_odd)
+    values = np.empty((len(r), len(angular)))
     with np.errstate(under="ignore"):
         for rows in np.split(np.arange(len(r)), range(ROWS, len(r), ROWS)):
             s = math.sqrt(q) * r[rows, None]
-            one = function(s * first)
-            values[rows] = one * (one if angle == 0.0 else function(s * second))
+            values[rows] = function(s * first) * function(s * second)
     # dz1 dz2 = r dr dtheta, and the plane's density is the line's over sqrt(2 pi); twice, for the mirrored half circle
     return float(2.0 / math.sqrt(2.0 * math.pi) * (radial * r) @ values @ angular)
 
@@ -98,16 +103,21 @@ def _half_line(doublings: int, nodes: int) -> tuple[Array, Array]:
     return z, weights * np.exp(-0.5 * z * z) / math.sqrt(2.0 * math.pi)
 
 
-def _half_circle(angle: float, doublings: int) -> tuple[Array, Array]:
-    """Angles from angle/2 to angle/2 + pi; panels shrink towards the rays where u1 or u2 is 0.
+def _half_circle(angle: float, doublings: int, is_odd: bool) -> tuple[Array, Array, Array]:
+    """u1 ~ cos(theta), u2 ~ cos(theta - angle) and weights for theta from angle/2 to angle/2 + pi.
 
-    u1 ~ cos(theta), u2 ~ cos(theta - angle); swapping them mirrors the circle at angle/2, hence half of it is enough.
+    Swapping u1 and u2 mirrors the circle at angle/2, hence half of it is enough. Its middle mirrors (u1, u2) to
+    (-u2, -u1), where an odd phi has the same product: then its first half is enough. Panels shrink towards the ray
+    where u1 is 0.
     """
-    first, second = 0.5 * math.pi, 0.5 * math.pi + angle
-    middle = 0.5 * (first + second)
-    ends = ((first, 0.5 * angle), (first, middle), (second, middle), (second, 0.5 * angle + math.pi))
-    parts = [_panels(ray, end, doublings + 1, PLANE_NODES) for ray, end in ends]
-    return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+    ray, middle = 0.5 * math.pi, 0.5 * (math.pi + angle)
+    parts = [_panels(ray, end, doublings + 1, PLANE_NODES) for end in (0.5 * angle, middle)]
+    theta, weights = (np.concatenate(part) for part in zip(*parts, strict=True))
+    first, second = np.cos(theta), np.cos(theta - angle)
+    if is_odd:
+        return first, second, 2.0 * weights
+    both = np.concatenate([weights, weights])
+    return np.concatenate([first, -second]), np.concatenate([second, -first]), both
 
 
 def _panels(start: float, end: float, doublings: int, nodes: int) -> tuple[Array, Array]:

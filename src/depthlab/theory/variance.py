@@ -69,6 +69,7 @@ def fixed_point(*, activation: str, sigma_w: float, sigma_b: float = 0.0, start:
 def _searched_fixed_point(activation: str, sigma_w: float, sigma_b: float, start: float) -> float:
     """The limit of which no formula is known; a point's chi, correlation and depth scale all ask for it."""
 
+    @functools.cache  # the steps of the search ask for the same points again
     def log_growth(log_q: float) -> float:
         q = math.exp(log_q)
         grown = variance_map(q, activation=activation, sigma_w=sigma_w, sigma_b=sigma_b)

@@ -29,6 +29,7 @@ from depthlab.config import (
     SweepConfig,
     TrainConfig,
     TransferConfig,
+    build_section,
     describe_fields,
     differing,
     flat,
@@ -301,6 +302,15 @@ def test_whole_numbers_are_floats_where_floats_are_wanted() -> None:
     assert whole.key() == real.key()
     assert isinstance(whole.train.lr, float)
     assert isinstance(whole.train.clip_norm, float)
+
+
+def test_sections_that_are_made_already_are_those_of_their_mappings() -> None:
+    mapping = to_mapping(GOLDEN["6d76d6a408f17555"])
+    for name in ("data", "model", "train", "probes", "transfer"):
+        part = build_section(name, mapping[name])
+        assert from_mapping({**mapping, name: part}) == from_mapping(mapping)
+    with pytest.raises(ConfigError, match=r"train=ModelConfig.* must hold settings"):
+        from_mapping({**mapping, "train": build_section("model", mapping["model"])})
 
 
 def test_equal_configurations_have_equal_keys_at_minus_zero() -> None:
@@ -647,6 +657,10 @@ def test_of_a_file_the_content_is_in_the_key_and_the_place_is_not() -> None:
         return from_mapping({"transfer": {"source": [f"file:{path}", f"sha256:{digit * 64}"]}}).key()
 
     assert key("a.pt", "0") == key("/b/c.pt", "0") != key("a.pt", "1")
+    source = ["file:a.pt", f"sha256:{'0' * 64}"]
+    run = from_mapping({"transfer": {"source": source}})
+    run.key()
+    assert differing(run) == {"transfer.source": source}
 
 
 def test_every_factor_of_the_other_families_is_refused_of_a_model_of_torchvision() -> None:

@@ -119,6 +119,35 @@ def test_what_the_runs_of_a_sweep_share_is_made_once(monkeypatch: pytest.MonkeyP
     assert len(parsed) == len(set(parsed))
     assert len({id(launch.sweep) for launch in found}) == 1
     assert len({launch.run.key() for launch in found}) == 6
+    assert len({id(launch.run.train) for launch in found}) == 1
+    assert len({id(launch.run.model) for launch in found}) == 2
+
+
+@pytest.mark.parametrize(
+    ("allowed", "given", "message"),
+    [
+        ("train.nesterov=true", "train.nesterov=1", "train.nesterov=1 must be true or false"),
+        ("train.lr=1", "train.lr=true", "train.lr=True must be a number"),
+        ("model.depth=4", "model.depth=4.0", r"model.depth=4.0 must be a whole number"),
+        ("model.norm=batch", "model.norm=1", "model.norm=1 must be a word"),
+        ("data.classes=[0,1]", "data.classes=[0,true]", "data.classes=True must be a whole number"),
+        ("data.classes=[0,1]", "data.classes=[0,1.0]", "data.classes=1.0 must be a whole number"),
+    ],
+)
+def test_sharing_takes_no_value_for_an_equal_one_of_another_type(
+    composer: Composer, allowed: str, given: str, message: str
+) -> None:
+    before = composer.compose([allowed])
+    with pytest.raises(ConfigError, match=message):
+        composer.compose([given])
+    assert composer.compose([allowed]) == before
+
+
+def test_a_setting_that_is_refused_stays_refused() -> None:
+    fresh = Composer(CONFIGS)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=r"model.depth=0 must be at least 2"):
+            fresh.compose(["model.depth=0"])
 
 
 def test_what_is_shared_is_changed_by_no_run(composer: Composer) -> None:

@@ -29,6 +29,7 @@ from depthlab.config import (
     SweepConfig,
     Value,
     WholeInterval,
+    build_section,
     build_sweep,
     describe_fields,
     from_mapping,
@@ -78,7 +79,7 @@ class Composer:
         self._groups = sorted(path.name for path in configs.iterdir() if path.is_dir() and path.name != "experiment")
         self._names = {name for name, _, _ in describe_fields()} | {"device"}
         self._bases: dict[tuple[str, ...], dict[str, Any]] = {}
-        self._sweeps: dict[str, SweepConfig] = {}
+        self._parts: dict[tuple[str, str], Any] = {}
         ConfigStore.instance().store(name="schema", node=_schema())
 
     def sweep(self, overrides: Sequence[str]) -> Iterator[Launch]:
@@ -115,10 +116,16 @@ class Composer:
                 mapping = typing.cast("dict[str, Any]", resolved)
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(_plain_words(error)) from None
-        device, sweep = mapping.pop("device"), mapping.pop("sweep")
-        if (text := repr(sweep)) not in self._sweeps:  # the same for all runs of an experiment
-            self._sweeps[text] = build_sweep(sweep)
-        return Launch(from_mapping(mapping), str(device), self._sweeps[text])
+        device, sweep = mapping.pop("device"), self._part("sweep", mapping.pop("sweep"))
+        parts = {name: self._part(name, value) if name in SECTIONS else value for name, value in mapping.items()}
+        return Launch(from_mapping(parts), str(device), sweep)
+
+    def _part(self, name: str, content: Mapping[str, Any]) -> Any:
+        """A part of a run, or how it is launched: the runs of an experiment have few, each made and checked once."""
+        same = name, repr(content)  # a text, since 1, 1.0 and True are equal, and not all of them may be allowed
+        if same not in self._parts:
+            self._parts[same] = build_sweep(content) if name == "sweep" else build_section(name, content)
+        return self._parts[same]
 
     def _base(self, groups: tuple[str, ...]) -> dict[str, Any]:
         """What Hydra composes for a choice of files; each choice is composed once."""

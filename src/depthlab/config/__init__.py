@@ -5,7 +5,16 @@ from depthlab.config.fields import ConfigError, suggest, to_mapping
 from depthlab.config.launch import ENGINES, RayConfig, SlurmConfig, SweepConfig, build_sweep
 from depthlab.config.model import ACTIVATIONS, BRANCHES, CELLS, FAMILIES, INITS, NORMS, SKIPS, ModelConfig
 from depthlab.config.ranges import PRUNERS, Choice, Interval, Range, Value, WholeInterval, declared, typed
-from depthlab.config.schema import PROTOCOL, RunConfig, describe_fields, differing, flat, from_mapping, stream_seed
+from depthlab.config.schema import (
+    PROTOCOL,
+    RunConfig,
+    build_section,
+    describe_fields,
+    differing,
+    flat,
+    from_mapping,
+    stream_seed,
+)
 from depthlab.config.train import (
     L1_STEPS,
     LOSSES,
@@ -57,6 +66,7 @@ __all__ = [
     "TransferConfig",
     "Value",
     "WholeInterval",
+    "build_section",
     "build_sweep",
     "declared",
     "describe_fields",

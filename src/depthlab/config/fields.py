@@ -80,14 +80,18 @@ def differences(given: Mapping[str, Any], default: Mapping[str, Any]) -> dict[st
 
 
 def build(cls: type[Any], mapping: Mapping[str, Any], prefix: str) -> Any:
-    """The dataclass that nested mappings describe; ConfigError where they describe none."""
+    """The dataclass that nested mappings describe; ConfigError where they describe none.
+
+    A section may be there as the dataclass that was made of its mapping.
+    """
     rules = _rules_of(cls)
     path = f"{prefix}." if prefix else ""
     values: dict[str, Any] = {}
     for name, value in mapping.items():
         if name not in rules:
             raise ConfigError(f"{path}{name} is not a setting{suggest(path + name, [path + known for known in rules])}")
-        if (section := rules[name].section) is not None:
+        section = rules[name].section
+        if section is not None and not isinstance(value, section):
             if not isinstance(value, Mapping):
                 raise ConfigError(f"{path}{name}={value!r} must hold settings, such as {path}{name}.NAME=VALUE")
             values[name] = build(section, value, path + name)

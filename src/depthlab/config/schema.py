@@ -157,17 +157,29 @@ class RunConfig:
 
 @functools.lru_cache(maxsize=10_000)
 def _key(config: RunConfig, protocol: int) -> str:
-    content = {"protocol": protocol, **differences(to_mapping(config), _defaults())}
+    content = {"protocol": protocol, **_changed(config)}
     if "file" in (parts := config.transfer.parts):
-        content["transfer"]["source"] = [f"sha256:{parts['sha256']}"]
+        content["transfer"] = {**content["transfer"], "source": [f"sha256:{parts['sha256']}"]}
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
 
 
-@functools.cache
-def _defaults() -> dict[str, Any]:
-    """Of a run, as nested mappings that nobody may change; made once, since a figure names a thousand runs."""
-    return to_mapping(RunConfig())
+def _changed(config: RunConfig) -> dict[str, Any]:
+    """What of it differs from the defaults, as nested mappings of which those of sections may not be changed."""
+    sections: dict[str, Any] = {name: value for name, value in vars(config).items() if dataclasses.is_dataclass(value)}
+    changed = {name: found for name, section in sections.items() if (found := _changed_section(section))}
+    return {**changed, "seed": config.seed} if config.seed != RunConfig.seed else changed
+
+
+@functools.lru_cache(maxsize=10_000)
+def _changed_section(section: Any) -> dict[str, Any]:
+    """The same of a section, which a thousand runs may share; what equal ones hold, checks have made the same."""
+    return differences(to_mapping(section), to_mapping(type(section)()))
+
+
+def build_section(name: str, mapping: Mapping[str, Any]) -> Any:
+    """The part of a run of that name, such as "model", as `from_mapping` makes it and then takes it in its place."""
+    return build(typing.get_type_hints(RunConfig)[name], mapping, name)
 
 
 def from_mapping(mapping: Mapping[str, Any]) -> RunConfig:
@@ -185,7 +197,7 @@ def flat(config: RunConfig) -> dict[str, Any]:
 
 def differing(config: RunConfig) -> dict[str, Any]:
     """What of it differs from the defaults, with dotted names: {"model.depth": 50, "seed": 1}."""
-    return dict(flatten(differences(to_mapping(config), _defaults()), ""))
+    return dict(flatten(_changed(config), ""))
 
 
 def stream_seed(seed: int, name: str) -> int:

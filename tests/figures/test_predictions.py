@@ -63,6 +63,21 @@ def test_conditions_of_several_depths_and_inits_keep_their_own_predictions():
         backward_slopes(rows, ["model.depth"])
 
 
+def test_networks_that_differ_in_several_settings_are_told_apart():
+    """One of them null; each condition's prediction is the one it has when it is alone."""
+    by, norms = ["model.activation", "model.sigma_w", "model.sigma_b"], {0: np.exp(0.1 * np.arange(1, DEPTH + 1))}
+    parts = [
+        readings_of(norms, activation=activation, init="gaussian", sigma_w=sigma_w, sigma_b=sigma_b)
+        for activation in ("sigmoid", "tanh")
+        for sigma_w in (1.5, 0.5, None)
+        for sigma_b in (0.3, 0.1)
+    ]
+    alone = pd.concat([backward_slopes(part, by) for part in parts]).sort_values(by)
+    together = backward_slopes(pd.concat(parts, ignore_index=True), by)
+    assert together["predicted"].nunique() == len(parts)
+    assert together["predicted"].tolist() == alone["predicted"].tolist()
+
+
 def test_a_prediction_is_of_the_layers_that_are_measured():
     """Where the variance has not settled, tanh's first layers predict another slope than its last."""
     norms = np.append(np.exp(0.1 * np.arange(1, DEPTH)), 5.0)

@@ -142,8 +142,12 @@ def _conditions(readings: pd.DataFrame, by: Sequence[str]) -> tuple[pd.DataFrame
 def _networks(readings: pd.DataFrame) -> tuple[npt.NDArray[Any], pd.DataFrame]:
     """The number of each row's network, and the settings of all networks, a row each."""
     names = [str(name) for name in readings.columns if str(name).startswith("model.")]
-    codes = np.stack([readings[name].factorize()[0] for name in names], axis=1)
-    _, first, network = np.unique(codes, axis=0, return_index=True, return_inverse=True)
+    combined = np.zeros(len(readings), dtype=np.int64)
+    for name in names:
+        codes, values = readings[name].factorize(use_na_sentinel=False)
+        # numbered again after each column, so that no product overflows; most columns hold one value
+        combined = combined if len(values) < 2 else pd.factorize(combined * len(values) + codes)[0]
+    _, first, network = np.unique(combined, return_index=True, return_inverse=True)
     return network, readings[names].iloc[first]
 
 

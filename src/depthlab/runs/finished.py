@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import dataclasses
+import functools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from depthlab.config import RunConfig, flat
+from depthlab.config import RunConfig, to_mapping
 from depthlab.runs.sources import sources
 from depthlab.runs.store import Run, StoreError, runs_root
 
@@ -54,7 +56,20 @@ def cost(configs: Iterable[RunConfig]) -> dict[str, Any]:
 
 
 def _settings(config: RunConfig) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in flat(config).items()}
+    found: dict[str, Any] = {}
+    for name, value in vars(config).items():
+        is_section = dataclasses.is_dataclass(value)
+        found |= _of_section(name, value) if is_section else {name: value}
+    return found
+
+
+@functools.lru_cache(maxsize=1000)
+def _of_section(name: str, section: Any) -> Mapping[str, Any]:
+    """With dotted names: runs of a sweep share most sections, and equal ones hold the same."""
+    return {
+        f"{name}.{each}": tuple(value) if isinstance(value, list) else value
+        for each, value in to_mapping(section).items()
+    }
 
 
 def _kept(readings: pa.Table, probes: pa.Array | None) -> pa.Table:

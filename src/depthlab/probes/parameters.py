@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from depthlab.probes.catalogue import PROBES, SCALE_WITH_LOSS, Readout
+from depthlab.probes.copies import Copies
 from depthlab.probes.statistics import cosine, norms
 
 OLD_PARAMETRIZATIONS = ("weight_v", "weight_g", "weight_orig")
@@ -106,19 +107,20 @@ class Parameters:
                 self._probes[PROBES[name].site].append(name)
         self._norms = torch.empty(0)
         self._changed: Sequence[int] = ()
-        self._before: list[Tensor] = []
+        self._copies = Copies([])
         self._last_gradients: dict[int, Tensor] = {}
 
     @torch.no_grad()
     def read_weights(self, positions: Sequence[int]) -> list[Readout]:
         """Reads the weights, and remembers them for `read_updates`. To be called before the update."""
         weights: list[Tensor] = [self._weights[position] for position in positions]
-        self._norms = norms(weights)
         if self._probes["update"] and weights:
-            if not _alike(weights, self._before):
-                self._before = [torch.empty_like(weight, dtype=_exact(weight.dtype)) for weight in weights]
-            torch._foreach_copy_(self._before, weights)
+            if not self._copies.fit(weights):
+                self._copies = Copies(weights)
+            self._norms = self._copies.take(weights)
             self._changed = positions
+        else:
+            self._norms = norms(weights)
         return [
             Readout(name, positions, self._norms if name == "weight_norm" else _each(name, weights))
             for name in self._probes["weight"]
@@ -129,8 +131,7 @@ class Parameters:
         """Reads what has changed since `read_weights`."""
         if not self._changed:
             return []
-        torch._foreach_sub_(self._before, [self._weights[position] for position in self._changed])
-        changes = norms(self._before)
+        changes = self._copies.subtract([self._weights[position] for position in self._changed])
         values = {"update_norm": changes, "update_ratio": changes / self._norms}
         found = [Readout(name, self._changed, values[name]) for name in self._probes["update"]]
         self._changed = ()
@@ -165,7 +166,7 @@ class Parameters:
 
     def forget(self) -> None:
         """Drops all copies."""
-        self._before, self._changed, self._last_gradients = [], (), {}
+        self._copies, self._changed, self._last_gradients = Copies([]), (), {}
 
     def _cosines(self, positions: Sequence[int], gradients: Sequence[Tensor]) -> list[Readout]:
         last = self._last_gradients
@@ -204,15 +205,3 @@ def _each(name: str, tensors: Sequence[Tensor]) -> Tensor:
 
 def _densed(tensor: Tensor) -> Tensor:
     return tensor.to_dense() if tensor.layout != torch.strided else tensor
-
-
-def _exact(dtype: torch.dtype) -> torch.dtype:
-    """A type in which the difference of two weights is not rounded away."""
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
-
-
-def _alike(weights: Sequence[Tensor], copies: Sequence[Tensor]) -> bool:
-    return len(weights) == len(copies) and all(
-        weight.shape == copy.shape and weight.device == copy.device and _exact(weight.dtype) == copy.dtype
-        for weight, copy in zip(weights, copies, strict=True)
-    )

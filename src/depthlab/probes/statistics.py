@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TypeAlias
 
 import torch
@@ -38,10 +39,10 @@ LONGEST_FLOAT32_SUM = 10_000
 unit in the last place per addition: equal entries, whose roundings all go one way, are off by n 2^-30, or 1e-5 here
 (independent normal ones by 3e-7); 1e7 equal entries would be off by 0.6 %."""
 
-PIECE = 4096
+PIECE = 1024
 """Entries of a longer tensor whose squares are summed in float32; the norms of the pieces are joined in float64."""
 
-LEAST_IN_PIECES = 8 * PIECE
+LEAST_IN_PIECES = 16 * PIECE
 """From this many entries on pieces are faster than float64, up to four times; below it their bookkeeping is dearer."""
 
 
@@ -233,7 +234,7 @@ def _norms_on_cpu(tensors: Sequence[Tensor]) -> Tensor:
     """Every tensor is cut into lines, whose norms are taken in float32 and joined in float64."""
     short: list[Tensor] = []
     pieces: list[Tensor] = []
-    of_lines: list[int] = []
+    of_short: list[int] = []
     of_pieces: list[int] = []
     untried: list[int] = []
     for position, tensor in enumerate(tensors):
@@ -242,25 +243,43 @@ def _norms_on_cpu(tensors: Sequence[Tensor]) -> Tensor:
             untried.append(position)
         elif entries <= LONGEST_FLOAT32_SUM:
             short.append(tensor)
-            of_lines.append(position)
+            of_short.append(position)
         else:
-            line = tensor.view(-1) if tensor.is_contiguous() else tensor.permute(0, 2, 3, 1).reshape(-1)
-            whole = entries // PIECE * PIECE
-            pieces.append(torch.linalg.vector_norm(line[:whole].view(-1, PIECE), dim=1))
+            whole, rest = divmod(entries, PIECE)
+            pieces.append(torch.linalg.vector_norm(tensor.as_strided((whole, PIECE), (PIECE, 1)), dim=1))
             of_pieces.append(position)
-            if whole < entries:
-                short.append(line[whole:])
-                of_lines.append(position)
-    lines = torch.stack(torch._foreach_norm(short)) if short else torch.empty(0, device="cpu")
-    if len(short) == len(tensors) and not pieces:
-        return _checked_in_float64(lines.to(torch.float64), tensors)
-    for position, each in zip(of_pieces, pieces, strict=True):
-        of_lines += [position] * len(each)
-    squares = torch.cat([lines, *pieces]).to(torch.float64).square()
-    found = torch.zeros(len(tensors), dtype=torch.float64, device="cpu")
-    found = found.index_add_(0, torch.tensor(of_lines, dtype=torch.int64, device="cpu"), squares).sqrt_()
-    found[untried] = math.nan
-    return _checked_in_float64(found, tensors)
+            if rest:
+                short.append(tensor.as_strided((rest,), (1,), tensor.storage_offset() + whole * PIECE))
+                of_short.append(position)
+    lines = [torch.stack(torch._foreach_norm(short)), *pieces] if short else pieces
+    if len(of_short) == len(tensors) and not pieces:
+        return _checked_in_float64(lines[0].to(torch.float64), tensors)
+    owners = owners_of_lines((*of_short, *of_pieces), (*[1] * len(of_short), *map(len, pieces)))
+    return joined(torch.cat(lines) if lines else torch.empty(0, device="cpu"), owners, tensors, untried)
+
+
+@lru_cache(maxsize=16)
+def owners_of_lines(positions: tuple[int, ...], lines: tuple[int, ...]) -> Tensor:
+    """The position of each line's tensor (sum of lines,): each position as often as it has lines.
+
+    Kept, since a net's gradients are cut alike at every step, and lists are turned into tensors slowly.
+
+    >>> owners_of_lines((0, 2), (1, 3)).tolist()
+    [0, 2, 2, 2]
+    """
+    both = torch.tensor([positions, lines], dtype=torch.int64, device="cpu")
+    return both[0].repeat_interleave(both[1])
+
+
+def joined(lines: Tensor, owners: Tensor, tensors: Sequence[Tensor], untried: Sequence[int] = ()) -> Tensor:
+    """Norms of tensors of the CPU that were cut into lines, computed again in float64 where float32 did not hold them.
+
+    lines, owners: (lines,), float32 norms and the positions of the tensors that they are parts of; untried: positions
+    of tensors that were not cut.
+    """
+    squares = torch.zeros(len(tensors), dtype=torch.float64, device="cpu")
+    found = squares.index_add_(0, owners, lines.to(torch.float64).square_()).sqrt_()
+    return _checked_in_float64(found, tensors, untried)
 
 
 def _is_summed_in_float32(tensor: Tensor, entries: int) -> bool:
@@ -270,11 +289,10 @@ def _is_summed_in_float32(tensor: Tensor, entries: int) -> bool:
     return tensor.is_contiguous() or (tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last))
 
 
-def _checked_in_float64(found: Tensor, tensors: Sequence[Tensor]) -> Tensor:
-    """The norms, computed again where float32 did not hold the squares, or was not tried (nan)."""
-    holds = (found >= LEAST_FLOAT32_NORM) & (found < math.inf)
-    if not holds.all():
-        doubtful = (~holds).nonzero().flatten().tolist()
+def _checked_in_float64(found: Tensor, tensors: Sequence[Tensor], untried: Sequence[int] = ()) -> Tensor:
+    """The norms, computed again where float32 did not hold the squares, or was not tried."""
+    doubtful = [p for p, each in enumerate(found.tolist()) if not LEAST_FLOAT32_NORM <= each < math.inf]
+    if doubtful := sorted({*doubtful, *untried}):
         again = torch._foreach_norm([tensors[position] for position in doubtful], 2, dtype=torch.float64)
         found[doubtful] = torch.stack(again)
     return found

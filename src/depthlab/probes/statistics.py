@@ -90,11 +90,11 @@ def std(tensor: Tensor, dim: Dims = None) -> Tensor:
 
     NaN for an empty tensor. Taken about the mean in float64: a spread of 1e-30 does not underflow.
     """
-    values = tensor.to(torch.float64)
     if dim is None:
-        return values.std(correction=0)
+        return tensor.to(torch.float64).std(correction=0)
     # torch's own reduction of some dimensions takes five times as long
-    return rms(values - values.mean(dim=dim, keepdim=True), dim)
+    values = tensor.to(torch.float64, copy=True)
+    return rms(values.sub_(values.mean(dim=dim, keepdim=True)), dim)
 
 
 def rms(tensor: Tensor, dim: Dims = None) -> Tensor:

@@ -95,6 +95,10 @@ class Trace:
         self, model: nn.Module, weights: Iterable[Tensor], observer: Observer, *, gradients: bool = True
     ) -> None:
         self._modules = frozenset(model.modules())
+        self._compiled = [module for module in self._modules if hasattr(module, "_orig_mod")]
+        self._unseen = frozenset(
+            (*self._compiled, *(module for module in self._modules if isinstance(module, FAST_PATHS)))
+        )
         self._positions = {id(weight): position for position, weight in enumerate(weights)}
         self._sizes = [weight.numel() for weight in weights]
         self._observer = observer
@@ -122,7 +126,8 @@ class Trace:
         if alone:
             Trace._alone = self
         if not self._handles:
-            self._constant = {id(tensor): tensor for tensor in (*self._model.parameters(), *self._model.buffers())}
+            held = (held for module in self._modules for held in (module._parameters, module._buffers))
+            self._constant = {id(tensor): tensor for each in held for tensor in each.values() if tensor is not None}
             self._handles = list(self._attach())
 
     def close(self) -> None:
@@ -139,11 +144,11 @@ class Trace:
 
     def _attach(self) -> Iterator[RemovableHandle]:
         """Hooks of all modules at once, so that the network is seen whichever part of it is called."""
-        compiled = [module for module in self._modules if hasattr(module, "_orig_mod")]
-        if not compiled:
+        if not self._compiled:
             yield register_module_forward_pre_hook(self._enter)
             yield register_module_forward_hook(self._leave, always_call=True)
-        for module in (self._model, *compiled) if compiled else ():  # torch warns of hooks of all modules beside these
+        # torch warns of hooks of all modules beside compiled ones
+        for module in (self._model, *self._compiled) if self._compiled else ():
             yield module.register_forward_pre_hook(self._enter)
             yield module.register_forward_hook(self._leave, always_call=True)
         for module in self._modules:
@@ -152,9 +157,14 @@ class Trace:
                 module._compiled_call_impl = self._without_mode(module._compiled_call_impl)
 
     def _enter(self, module: nn.Module, _inputs: Any) -> None:
-        if torch.compiler.is_compiling() or module not in self._modules or not self._is_own_thread():
+        if torch.compiler.is_compiling():
             return
-        cannot_be_seen = hasattr(module, "_orig_mod") or (isinstance(module, FAST_PATHS) and not module.training)
+        is_unseen = module in self._unseen
+        if self._root is not None and module is not self._root and not is_unseen:
+            return  # most of a pass's modules: soon done
+        if module not in self._modules or not self._is_own_thread():
+            return
+        cannot_be_seen = is_unseen and not (isinstance(module, FAST_PATHS) and module.training)
         if self._root is None:
             is_shown = Trace._alone is None or Trace._alone is self
             if torch.is_grad_enabled() and not cannot_be_seen and is_shown:
@@ -172,12 +182,14 @@ class Trace:
         return self._root is None or self._thread == threading.get_ident()
 
     def _leave(self, module: nn.Module, _inputs: Any, output: Any) -> None:
-        if torch.compiler.is_compiling() or not self._is_own_thread():
+        if torch.compiler.is_compiling() or (module is not self._root and module is not self._paused):
+            return
+        if not self._is_own_thread():
             return
         if module is self._paused:
             self._paused = None
             self._mode.__enter__()  # type: ignore[no-untyped-call]
-        elif module is self._root:
+        else:
             self._depth -= 1
             if self._depth == 0:
                 self._end_pass()

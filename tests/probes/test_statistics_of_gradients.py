@@ -94,6 +94,11 @@ class TestNorms:
         exact = torch.tensor([1.0, 1e-9], dtype=torch.float64)
         assert norms([exact * 1e100]).item() == norm(exact * 1e100).item()
 
+    def test_of_a_part_of_a_longer_tensor_see_that_part_alone(self) -> None:
+        longer = torch.full((3, LEAST_IN_PIECES + 5), 1e3)
+        longer[1] = 1.0
+        assert norms([longer[1]]).item() == pytest.approx(math.sqrt(LEAST_IN_PIECES + 5), rel=1e-6)
+
     def test_of_strided_tensors_are_exact(self) -> None:
         strided = torch.randn(300, 90, generator=generator(2))[:, ::3]
         assert strided.numel() < LONGEST_FLOAT32_SUM

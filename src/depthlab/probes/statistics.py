@@ -236,12 +236,11 @@ def _norms_on_cpu(tensors: Sequence[Tensor]) -> Tensor:
     pieces: list[Tensor] = []
     of_short: list[int] = []
     of_pieces: list[int] = []
-    untried: list[int] = []
     for position, tensor in enumerate(tensors):
         entries = tensor.numel()
         if not _is_summed_in_float32(tensor, entries):
-            untried.append(position)
-        elif entries <= LONGEST_FLOAT32_SUM:
+            continue  # its norm stays 0, so that it is computed in float64
+        if entries <= LONGEST_FLOAT32_SUM:
             short.append(tensor)
             of_short.append(position)
         else:
@@ -255,7 +254,7 @@ def _norms_on_cpu(tensors: Sequence[Tensor]) -> Tensor:
     if len(of_short) == len(tensors) and not pieces:
         return _checked_in_float64(lines[0].to(torch.float64), tensors)
     owners = owners_of_lines((*of_short, *of_pieces), (*[1] * len(of_short), *map(len, pieces)))
-    return joined(torch.cat(lines) if lines else torch.empty(0, device="cpu"), owners, tensors, untried)
+    return joined(torch.cat(lines) if lines else torch.empty(0, device="cpu"), owners, tensors)
 
 
 @lru_cache(maxsize=16)
@@ -271,15 +270,14 @@ def owners_of_lines(positions: tuple[int, ...], lines: tuple[int, ...]) -> Tenso
     return both[0].repeat_interleave(both[1])
 
 
-def joined(lines: Tensor, owners: Tensor, tensors: Sequence[Tensor], untried: Sequence[int] = ()) -> Tensor:
+def joined(lines: Tensor, owners: Tensor, tensors: Sequence[Tensor]) -> Tensor:
     """Norms of tensors of the CPU that were cut into lines, computed again in float64 where float32 did not hold them.
 
-    lines, owners: (lines,), float32 norms and the positions of the tensors that they are parts of; untried: positions
-    of tensors that were not cut.
+    lines, owners: (lines,), float32 norms and the positions of the tensors that they are parts of.
     """
     squares = torch.zeros(len(tensors), dtype=torch.float64, device="cpu")
     found = squares.index_add_(0, owners, lines.to(torch.float64).square_()).sqrt_()
-    return _checked_in_float64(found, tensors, untried)
+    return _checked_in_float64(found, tensors)
 
 
 def _is_summed_in_float32(tensor: Tensor, entries: int) -> bool:
@@ -289,10 +287,9 @@ def _is_summed_in_float32(tensor: Tensor, entries: int) -> bool:
     return tensor.is_contiguous() or (tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last))
 
 
-def _checked_in_float64(found: Tensor, tensors: Sequence[Tensor], untried: Sequence[int] = ()) -> Tensor:
-    """The norms, computed again where float32 did not hold the squares, or was not tried."""
-    doubtful = [p for p, each in enumerate(found.tolist()) if not LEAST_FLOAT32_NORM <= each < math.inf]
-    if doubtful := sorted({*doubtful, *untried}):
+def _checked_in_float64(found: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+    """The norms, computed again where float32 did not hold the squares, or was not tried (0)."""
+    if doubtful := [p for p, each in enumerate(found.tolist()) if not LEAST_FLOAT32_NORM <= each < math.inf]:
         again = torch._foreach_norm([tensors[position] for position in doubtful], 2, dtype=torch.float64)
         found[doubtful] = torch.stack(again)
     return found

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from depthlab.probes.copies import BLOCK, Copies
-from depthlab.probes.statistics import LEAST_FLOAT32_NORM, PIECE
+from depthlab.probes.norms import LEAST_FLOAT32_NORM, PIECE
 
 MANY = [
     (3, 2),

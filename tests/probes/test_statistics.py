@@ -15,12 +15,12 @@ from hypothesis.extra import numpy as arrays
 from torch import Tensor, nn
 
 from depthlab.probes import dead_fraction, mean, norm, relative_change, saturation, std
+from depthlab.probes.norms import norms
 from depthlab.probes.statistics import (
     SATURATION_EDGES,
     cosine,
     effective_rank,
     example_cosine,
-    norms,
     rms,
     signal_to_noise,
     sparsity,

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from torch import Tensor, nn
 
-from depthlab.probes.statistics import LEAST_IN_PIECES, LONGEST_FLOAT32_SUM, PIECE, cosine, norm, norms, signal_to_noise
+from depthlab.probes.norms import LEAST_IN_PIECES, LONGEST_FLOAT32_SUM, PIECE, norms
+from depthlab.probes.statistics import cosine, norm, signal_to_noise
 
 WHOLE_RANGE = st.floats(width=32)
 MODERATE = st.floats(-1e3, 1e3, width=32)

@@ -3,6 +3,7 @@
 from depthlab.probes.catalogue import PROBES, Probe, Readout, known
 from depthlab.probes.distribution import DISTRIBUTION, weight_distribution
 from depthlab.probes.measure import Measured, measure
+from depthlab.probes.norms import norms
 from depthlab.probes.parameters import Parameters, Weight, candidate_weights, in_order_of_data, unwrapped
 from depthlab.probes.predict import Prediction, Slope, predict
 from depthlab.probes.reading import Reading, Row
@@ -15,7 +16,6 @@ from depthlab.probes.statistics import (
     example_cosine,
     mean,
     norm,
-    norms,
     relative_change,
     rms,
     saturation,

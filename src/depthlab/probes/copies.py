@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from depthlab.probes.statistics import PIECE, joined, norms, owners_of_lines
+from depthlab.probes.norms import PIECE, joined, norms, owners_of_lines
 
 BLOCK = 2**17
 """Entries that are copied, or subtracted, before their norms are taken: half a megabyte, which a core's cache holds."""
@@ -26,7 +26,7 @@ class Copies:
     """Room for copies of weights, and for what an update changes in them.
 
     Copies of weights of the CPU that float32 holds lie one behind the other, each filled up with zeros to whole pieces
-    of `statistics.PIECE` entries: norms of many are then one operation, on entries that the processor's cache still
+    of `norms.PIECE` entries: norms of many are then one operation, on entries that the processor's cache still
     holds. All others are tensors of their own.
     """
 
@@ -43,7 +43,7 @@ class Copies:
         return _kinds(weights) == self._kinds
 
     def take(self, weights: Sequence[Tensor]) -> Tensor:
-        """Copies weights; gives their norms, as `statistics.norms` does."""
+        """Copies weights; gives their norms, as `norms` does."""
         return self._apply(torch._foreach_copy_, weights)
 
     def subtract(self, weights: Sequence[Tensor]) -> Tensor:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from depthlab.probes.catalogue import PROBES, SCALE_WITH_LOSS, Readout
 from depthlab.probes.copies import Copies
-from depthlab.probes.statistics import cosine, norms
+from depthlab.probes.norms import norms
+from depthlab.probes.statistics import cosine
 
 OLD_PARAMETRIZATIONS = ("weight_v", "weight_g", "weight_orig")
 """What `torch.nn.utils.weight_norm` and `spectral_norm` keep in place of a weight."""

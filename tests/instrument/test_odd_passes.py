@@ -61,21 +61,47 @@ def test_micro_batches_of_a_network_with_a_frozen_layer_are_read_together() -> N
     assert_equal(in_parts, at_once, rel=1e-5)
 
 
-def test_a_pass_may_give_out_an_object_in_which_no_tensor_is_found() -> None:
-    @dataclass
-    class Output:
-        logits: Tensor
+@dataclass
+class Output:
+    logits: Tensor
 
-    class Wrapped(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = mlp()
 
-        def forward(self, x: Tensor) -> Output:
-            return Output(self.net(x))
+@dataclass(slots=True)
+class Hidden:
+    logits: Tensor
 
-    found = train_with(lambda model, step: F.mse_loss(model(batch(step)[0]).logits, batch(step)[1]), Wrapped())
+
+class Wrapped(nn.Module):
+    """Gives out an object that holds its tensors."""
+
+    def __init__(self, kind: type[Output | Hidden]) -> None:
+        super().__init__()
+        self.net, self.kind = mlp(), kind
+
+    def forward(self, x: Tensor) -> Output | Hidden:
+        return self.kind(self.net(x))
+
+
+@pytest.mark.parametrize("kind", [Output, Hidden])
+def test_a_pass_may_give_out_an_object(kind: type[Output | Hidden]) -> None:
+    """One that shows its tensors, or one in which none is found."""
+    found = train_with(lambda model, step: F.mse_loss(model(batch(step)[0]).logits, batch(step)[1]), Wrapped(kind))
     assert_equal(found, train_with(error_of, mlp()))
+
+
+def test_passes_that_give_out_objects_are_read_where_they_are_trained() -> None:
+    """Two before one backward pass, and one that is never trained."""
+
+    def error(model: nn.Module, number: int) -> Tensor:
+        return F.mse_loss(model(batch(number)[0]).logits, batch(number)[1])
+
+    def errors(model: nn.Module, step: int) -> Tensor:
+        both = error(model, 2 * step) + error(model, 2 * step + 1)
+        model(10 * batch(50)[0])
+        return both
+
+    in_pairs = train_with(errors, Wrapped(Output))
+    assert_equal(in_pairs, train_with(error_of, mlp(), parts=2), rel=1e-5)
 
 
 def test_a_network_that_gives_out_its_own_weights_has_no_hook_left_on_them() -> None:

@@ -200,8 +200,9 @@ class Trace:
         if in_backward():
             return
         forward = self._pass
+        held = _tensors((output,)) or _tensors(getattr(output, "__dict__", {}).values())  # by an object, as a dataclass
         # a hook on a leaf, such as a weight that is given out, would stay after the pass
-        given = [tensor for tensor in _tensors((output,)) if tensor.requires_grad and not tensor.is_leaf]
+        given = [tensor for tensor in held if tensor.requires_grad and not tensor.is_leaf]
         for tensor in given:
             _whole(tensor).register_hook(lambda _: self._reach(forward))  # type: ignore[no-untyped-call]
         if not given:

@@ -34,7 +34,7 @@ from in_processes import (
 from depthlab import _processes
 from depthlab.config import DataConfig, ProbesConfig, RunConfig, SweepConfig, TrainConfig
 from depthlab.figures.stored import conform, read, to_bytes
-from depthlab.runs import DiskFullError, Run, Status, StoreError, cost, execute, load_readings, sweep, workers
+from depthlab.runs import DiskFullError, Run, Status, StoreError, cost, execute, finished, load_readings, sweep, workers
 
 
 def seeds(config: RunConfig, *numbers: int) -> list[RunConfig]:
@@ -305,6 +305,22 @@ def test_how_runs_are_probed_is_told_where_it_differs(tiny: RunConfig) -> None:
 
 def test_only_the_wanted_probes_are_gathered(tiny: RunConfig) -> None:
     assert set(gathered([tiny], ["grad_norm", "test_error"])["probe"]) == {"grad_norm", "test_error"}
+
+
+def test_readings_are_those_of_their_run_however_many_are_gathered_at_a_time(
+    tiny: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first run has less of the wanted probes than the others, and none of one of them."""
+    seldom = dataclasses.replace(tiny, probes=ProbesConfig(every=0, names=("grad_norm",)), seed=7)
+    configs, probes = [seldom, *seeds(tiny, 0, 1)], ["grad_norm", "weight_norm"]
+    table = gathered(configs, probes)
+    for config in configs:
+        own = Run.of(config).readings()
+        found = table.loc[table["key"] == config.key(), list(own)].reset_index(drop=True)
+        pd.testing.assert_frame_equal(found, own[own["probe"].isin(probes)].reset_index(drop=True))
+        assert (table.loc[table["key"] == config.key(), "seed"] == config.seed).all()
+    monkeypatch.setattr(finished, "AT_A_TIME", 2)
+    pd.testing.assert_frame_equal(load_readings(configs, probes), table)
 
 
 def test_readings_of_files_by_other_versions_are_gathered_too(tiny: RunConfig) -> None:

@@ -26,7 +26,7 @@ from loop import (
 )
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, parametrize
 from torch.optim import SGD
 
 
@@ -163,6 +163,28 @@ def test_a_parametrized_layer_is_one_layer_under_its_modules_name(kind: str) -> 
     model.load_state_dict(state)
     expected = output_gradients(model, weights, *batch())
     assert {name: values(table, "backward_norm")[0, name] for name in expected} == pytest.approx(expected)
+
+
+def test_a_layer_that_is_parametrized_while_it_is_watched_is_still_one() -> None:
+    """Its mask comes in a module of its own, which was not there when watching began, and is known from then on."""
+
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mask", torch.ones(WIDTH, WIDTH))
+
+        def forward(self, weight: Tensor) -> Tensor:
+            return weight * self.mask
+
+    def inputs(step: int) -> tuple[Tensor, Tensor]:
+        if step == 1:
+            parametrize.register_parametrization(model[2], "weight", Masked())
+        return batch(step)
+
+    model = mlp()
+    found, expected = train(model, inputs=inputs), train(mlp())
+    assert parametrize.is_parametrized(model[2])
+    assert_equal(*(table[table.step == 2].reset_index(drop=True) for table in (found, expected)))
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # torch prefers its parametrizations

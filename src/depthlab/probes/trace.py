@@ -126,7 +126,8 @@ class Trace:
         if alone:
             Trace._alone = self
         if not self._handles:
-            held = (held for module in self._modules for held in (module._parameters, module._buffers))
+            # of the modules that are there now: a mask or a parametrization may have come since
+            held = (held for module in self._model.modules() for held in (module._parameters, module._buffers))
             self._constant = {id(tensor): tensor for each in held for tensor in each.values() if tensor is not None}
             self._handles = list(self._attach())
 

@@ -89,6 +89,23 @@ def test_a_pass_may_give_out_an_object(kind: type[Output | Hidden]) -> None:
     assert_equal(found, train_with(error_of, mlp()))
 
 
+def test_a_pass_may_give_out_an_object_whose_loss_is_that_of_another_inside_it() -> None:
+    @dataclass
+    class Outer:
+        auxiliary: Tensor
+        inner: Output
+
+    class Nested(Wrapped):
+        def forward(self, x: Tensor) -> Outer:
+            y = self.net(x)
+            return Outer(2 * y, Output(y))
+
+    def error(model: nn.Module, step: int) -> Tensor:
+        return F.mse_loss(model(batch(step)[0]).inner.logits, batch(step)[1])
+
+    assert_equal(train_with(error, Nested(Output)), train_with(error_of, mlp()))
+
+
 def test_passes_that_give_out_objects_are_read_where_they_are_trained() -> None:
     """Two before one backward pass, and one that is never trained."""
 

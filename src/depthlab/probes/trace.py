@@ -201,7 +201,7 @@ class Trace:
         if in_backward():
             return
         forward = self._pass
-        held = _tensors((output,)) or _tensors(getattr(output, "__dict__", {}).values())  # by an object, as a dataclass
+        held = _tensors((output,)) or _held_by_object(output)
         # a hook on a leaf, such as a weight that is given out, would stay after the pass
         given = [tensor for tensor in held if tensor.requires_grad and not tensor.is_leaf]
         for tensor in given:
@@ -341,6 +341,13 @@ def _tensors(values: Iterable[Any]) -> list[Tensor]:
         elif isinstance(value, Mapping):
             found += _tensors(value.values())
     return found
+
+
+def _held_by_object(output: Any) -> list[Tensor]:
+    """By one like a dataclass; none if it holds other objects, since a loss may come to tensors of these alone."""
+    held = getattr(output, "__dict__", {}).values()
+    is_plain = all(isinstance(each, Tensor) or not hasattr(each, "__dict__") for each in held)
+    return _tensors(held) if is_plain else []
 
 
 def _whole(tensor: Tensor) -> Tensor:

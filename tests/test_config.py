@@ -663,6 +663,17 @@ def test_of_a_file_the_content_is_in_the_key_and_the_place_is_not() -> None:
     assert differing(run) == {"transfer.source": source}
 
 
+def test_what_is_told_of_a_run_may_be_changed_and_its_key_stays() -> None:
+    def run(seed: int) -> RunConfig:
+        return from_mapping({"probes": {"names": ["weight_norm"]}, "seed": seed})
+
+    key, told = run(0).key(), differing(run(0))
+    told["probes.names"].append("grad_norm")
+    assert differing(run(0)) == {"probes.names": ["weight_norm"]}
+    module._key.cache_clear()
+    assert run(0).key() == key
+
+
 def test_every_factor_of_the_other_families_is_refused_of_a_model_of_torchvision() -> None:
     for name in (name for name in OTHERS if name.startswith("model.")):
         other = next(value for value in OTHERS[name] if value != DEFAULTS[name])

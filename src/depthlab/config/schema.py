@@ -197,7 +197,8 @@ def flat(config: RunConfig) -> dict[str, Any]:
 
 def differing(config: RunConfig) -> dict[str, Any]:
     """What of it differs from the defaults, with dotted names: {"model.depth": 50, "seed": 1}."""
-    return dict(flatten(_changed(config), ""))
+    found = flatten(_changed(config), "")
+    return {name: list(value) if isinstance(value, list) else value for name, value in found}  # key() has the others
 
 
 def stream_seed(seed: int, name: str) -> int:

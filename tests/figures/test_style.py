@@ -100,6 +100,14 @@ def test_both_files_have_one_layout_and_each_is_drawn_once() -> None:
     assert (render(figure, "svg"), render(figure, "png")) == (first, png)
 
 
+def test_a_figure_that_was_rendered_has_the_size_on_the_screen_that_it_had() -> None:
+    figure, _ = panels()
+    before = figure.dpi
+    assert before != PNG_DPI
+    render(figure, "png")
+    assert figure.dpi == before
+
+
 def test_the_layout_of_a_png_is_what_matplotlib_makes_it() -> None:
     """Of as many dots an inch as the file has: of others, text has another width."""
 

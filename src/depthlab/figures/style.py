@@ -138,6 +138,8 @@ def _lay_out(figure: Figure) -> None:
     """Gives everything its place, once: savefig would for each file, and then draw it a second time."""
     engine = figure.get_layout_engine()
     if engine is not None:
+        on_screen = figure.dpi
         figure.set_dpi(PNG_DPI)
         engine.execute(figure)
+        figure.set_dpi(on_screen)
         figure.set_layout_engine(None)  # "none" is an engine too, for which savefig draws twice as well

@@ -49,18 +49,20 @@ def stretch(attach: Attach, training: Training, options: argparse.Namespace) -> 
     """Seconds of an update with the tool attached, mean over a stretch that comes after updates to settle."""
     gc.collect()
     with attach(training) as watched:
-        repeat(watched.update, options.settle, options.limit, training)
-        return repeat(watched.update, options.steps, options.limit, training)
+        repeat(watched.update, options.settle, options, training)
+        return repeat(watched.update, options.steps, options, training)
 
 
-def repeat(update: Callable[[], object], steps: int, limit: float, training: Training) -> float:
-    """Seconds of one of so many updates, or of fewer if these would take longer than the limit."""
+def repeat(update: Callable[[], object], steps: int, options: argparse.Namespace, training: Training) -> float:
+    """Seconds of one of so many updates; of more or fewer if these would take less or more time than is allowed."""
     training.wait()
     begin = time.perf_counter()
     done = 0
-    while done < steps and (done == 0 or time.perf_counter() - begin < limit):
+    taken = 0.0
+    while done == 0 or ((done < steps or taken < options.least) and taken < options.limit):
         update()
         done += 1
+        taken = time.perf_counter() - begin
         if resident() > MOST_MEMORY:
             raise MemoryError(f"{resident() / 2**30:.0f} GiB in use after {done} updates")
     training.wait()
@@ -205,8 +207,9 @@ def report(options: argparse.Namespace) -> str:
 
 {circumstances(options.device, versions_of_tools())}
 Time of a watched update over that of an unwatched one (whose milliseconds stand behind each net's name): median and
-quartiles over {options.rounds} rounds; {options.settle} updates to settle, then {options.steps} that are timed, fewer
-of either if they take {options.limit:g} s; batch {BATCH}, SGD with momentum. `{AGAIN}` is a second unwatched net: its
+quartiles over {options.rounds} rounds; {options.settle} updates to settle, then {options.steps} that are timed, more
+of either if they take less than {options.least:g} s, fewer if more than {options.limit:g} s; batch {BATCH}, SGD with
+momentum. `{AGAIN}` is a second unwatched net: its
 distance from 1 is noise.
 
 {cost_table(found)}
@@ -238,6 +241,7 @@ def parse() -> argparse.Namespace:
         "--steps", type=positive, default=100, help="timed updates per round and tool (default: %(default)s)"
     )
     parser.add_argument("--settle", type=int, default=30, help="updates before these (default: %(default)s)")
+    parser.add_argument("--least", type=float, default=3, help="seconds that either takes (default: %(default)s)")
     parser.add_argument("--limit", type=float, default=10, help="seconds that either may take (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: %(default)s)")
     parser.add_argument("--device", type=resolve_device, default="cpu", help="auto, cpu, cuda, cuda:N")

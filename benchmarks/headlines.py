@@ -7,7 +7,17 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
-PAGES = ("start", "data", "step", "sweep", "depth", "limit", "instrument-1-thread")
+PAGES = (
+    "start",
+    "data",
+    "step",
+    "step-4-threads",
+    "sweep",
+    "depth",
+    "limit",
+    "instrument-1-thread",
+    "instrument-4-threads",
+)
 """The pages whose headlines the README shows, in its order."""
 
 MARKED = re.compile(r"(?<=<!-- ratios -->\n).*(?=<!-- /ratios -->)", re.DOTALL)

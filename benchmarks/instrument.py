@@ -164,6 +164,12 @@ def ratio(seconds: Mapping[str, list[float] | str], tool: str = "depthlab") -> f
     return statistics.median(time_ / unwatched for time_, unwatched in zip(rounds, bare, strict=True))
 
 
+def noise(found: Mapping[str, Mapping[str, list[float] | str]]) -> str:
+    """What of the headline is noise, if it was measured."""
+    again = [f"{ratio(seconds, AGAIN):.3f}" for seconds in found.values() if AGAIN in seconds]
+    return f"; a second one that nothing watches: {', '.join(again)}" if again else ""
+
+
 def outcome_table(options: argparse.Namespace, found: Mapping[str, Mapping[str, list[float] | str]]) -> str:
     """Markdown: what survives of each tool's readings, which idioms it stands; below, every error in a line."""
     rows, crashes = [], defaultdict[str, list[str]](list)
@@ -203,7 +209,7 @@ def report(options: argparse.Namespace) -> str:
 
 > An update that `depthlab.watch` watches takes, over one that nothing watches, on {options.threads} thread{
         "s" * (options.threads > 1)
-    }: {", ".join(f"{ratio(seconds):.3f} ({net})" for net, seconds in found.items())}.
+    }: {", ".join(f"{ratio(seconds):.3f} ({net})" for net, seconds in found.items())}{noise(found)}.
 
 {circumstances(options.device, versions_of_tools())}
 Time of a watched update over that of an unwatched one (whose milliseconds stand behind each net's name): median and

@@ -26,6 +26,9 @@ from depthlab.runs.workers import ASK_AGAIN_AFTER, REFRESH_EVERY, Workers
 Ended = queue.SimpleQueue[tuple[int, Result] | BaseException | None]
 """Number and result of runs as they end; an error of joblib's; None when there is nothing more to come."""
 
+TIDIED_WITHIN = 10.0
+"""Seconds that joblib has for it, once its processes are gone, which take it a few hundredths."""
+
 
 class Joblib(Workers):
     """A pool of joblib's. When one process is killed, joblib gives up all that is left, which is then started again."""
@@ -54,6 +57,8 @@ class Joblib(Workers):
             raise
         finally:
             get_reusable_executor(reuse=True, kill_workers=True).shutdown(kill_workers=True)
+            if feeding.is_alive():  # joblib tidies up in there; where Python ends meanwhile, its exit hook does so too
+                feeding.join(TIDIED_WITHIN)
         return list(left.values())
 
     def _save_all(self, configs: Sequence[RunConfig]) -> None:

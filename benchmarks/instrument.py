@@ -1,9 +1,10 @@
 """What watching a training costs, and how many of its gradient norms survive: depthlab beside other tools.
 
 One process, one fixed random batch. A round attaches one tool after the other, in an order drawn anew and each to its
-own fresh copy of the net and the optimiser, lets it settle, and times a stretch of updates. A tool's cost is its time
-over that of the unwatched net in the same round. No two tools are attached at once, so that none pays for another's
-hooks or takes another's time for its own.
+own fresh copy of the net and the optimiser, lets it settle, and times a stretch of updates, in turns of a fraction of a
+second with a second copy that nothing watches: what slows the machine slows both. A tool's cost is the time of its
+updates over that of these. No two tools are attached at once, so that none pays for another's hooks or takes another's
+time for its own.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,7 @@ from measuring import circumstances
 from torch import nn
 from tqdm import tqdm
 from trainings import BATCH, GREY, IDIOMS, NETS, Training, make, vanishing
-from watching import AGAIN, BARE, PACKAGES, TOOLS, Attach
+from watching import BARE, PACKAGES, TOOLS, Attach
 
 from depthlab.figures.tables import pipe_table
 from depthlab.training import prepare_process, resolve_device
@@ -41,32 +43,64 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 MOST_MEMORY = os.sysconf("SC_PHYS_PAGES") * PAGE // 2
 """A tool that makes the process take half of the machine's memory is stopped before the system stops the process."""
 
+TURN = 0.3
+"""Seconds after which the watched net and the other one change turns; an update that takes longer is one turn."""
+
+SETTLED = 3
+"""Updates after which a net that nothing watches is as fast as it will be."""
+
+Rounds = list[tuple[float, float]]
+"""Of each round, seconds of an update with a tool and without."""
+
 READINGS = 20
 """Updates of the vanishing net whose readings are counted."""
 
 
-def stretch(attach: Attach, training: Training, options: argparse.Namespace) -> float:
-    """Seconds of an update with the tool attached, mean over a stretch that comes after updates to settle."""
+def stretch(attach: Attach, watched: Training, unwatched: Training, options: argparse.Namespace) -> tuple[float, float]:
+    """Seconds of an update with the tool attached, and of one of an unwatched net in turns with it: means."""
     gc.collect()
-    with attach(training) as watched:
-        repeat(watched.update, options.settle, options, training)
-        return repeat(watched.update, options.steps, options, training)
+    with attach(watched) as training:
+        repeat(training.update, watched, options.settle, options.limit)
+        repeat(unwatched.update, unwatched, SETTLED, options.limit)
+        with_tool, without = Turns(), Turns()
+        while with_tool.updates < options.steps or with_tool.seconds < options.least:
+            without.add(*repeat(unwatched.update, unwatched, options.steps, TURN))
+            with_tool.add(*repeat(training.update, watched, options.steps, TURN))
+            if with_tool.seconds >= options.limit:
+                break
+    return with_tool.mean, without.mean
 
 
-def repeat(update: Callable[[], object], steps: int, options: argparse.Namespace, training: Training) -> float:
-    """Seconds of one of so many updates; of more or fewer if these would take less or more time than is allowed."""
+@dataclass
+class Turns:
+    """What one of two has done in its turns so far."""
+
+    updates: int = 0
+    seconds: float = 0.0
+
+    def add(self, updates: int, seconds: float) -> None:
+        """One turn more."""
+        self.updates += updates
+        self.seconds += seconds
+
+    @property
+    def mean(self) -> float:
+        """Seconds of an update."""
+        return self.seconds / self.updates
+
+
+def repeat(update: Callable[[], object], training: Training, most: int, limit: float) -> tuple[int, float]:
+    """Updates until they are so many, or have taken that many seconds: how many, and how many seconds."""
     training.wait()
     begin = time.perf_counter()
     done = 0
-    taken = 0.0
-    while done == 0 or ((done < steps or taken < options.least) and taken < options.limit):
+    while done == 0 or (done < most and time.perf_counter() - begin < limit):
         update()
         done += 1
-        taken = time.perf_counter() - begin
         if resident() > MOST_MEMORY:
             raise MemoryError(f"{resident() / 2**30:.0f} GiB in use after {done} updates")
     training.wait()
-    return (time.perf_counter() - begin) / max(done, 1)
+    return done, time.perf_counter() - begin
 
 
 def resident() -> int:
@@ -75,20 +109,20 @@ def resident() -> int:
     return int(pages.read_text().split()[1]) * PAGE if pages.exists() else 0
 
 
-def costs(net: str, options: argparse.Namespace, progress: tqdm[Any]) -> dict[str, list[float] | str]:
-    """Seconds of an update in each round, by tool; for a tool that cannot watch this net, why."""
+def costs(net: str, options: argparse.Namespace, progress: tqdm[Any]) -> dict[str, Rounds | str]:
+    """Seconds of an update with a tool and without, in each round, by tool; why, if it cannot watch this net."""
     config, images = NETS[net]
     model = make(config, images)
-    seconds: dict[str, list[float] | str] = {tool: [] for tool in options.tools}
+    seconds: dict[str, Rounds | str] = {tool: [] for tool in options.tools}
     order, shuffle = list(options.tools), random.Random(0).shuffle
     for _ in range(options.rounds):
         shuffle(order)
         for tool in order:
             progress.set_postfix_str(f"{net}, {tool}")
             if isinstance(rounds := seconds[tool], list):
-                training = Training(model, images, options.device)
+                watched, unwatched = (Training(model, images, options.device) for _ in range(2))
                 try:
-                    rounds.append(stretch(TOOLS[tool], training, options))
+                    rounds.append(stretch(TOOLS[tool], watched, unwatched, options))
                 except Exception as error:
                     if tool == BARE:
                         raise
@@ -140,40 +174,37 @@ def alive(steps: int, device: torch.device) -> float:
     return sum(found) / len(found)
 
 
-def cost_table(found: Mapping[str, Mapping[str, list[float] | str]]) -> str:
+def cost_table(found: Mapping[str, Mapping[str, Rounds | str]]) -> str:
     """Markdown: ratio to the unwatched net by tool and net, median over rounds and quartiles."""
     heads, rows = ["tool"], [[tool] for tool in next(iter(found.values()))]
     for net, seconds in found.items():
-        unwatched = torch.tensor(seconds[BARE], dtype=torch.float64)
-        heads.append(f"{net} ({unwatched.median().item() * 1e3:.3g} ms)")
+        unwatched = [without for rounds in seconds.values() if isinstance(rounds, list) for _, without in rounds]
+        heads.append(f"{net} ({statistics.median(unwatched) * 1e3:.3g} ms)")
         for row in rows:
             if isinstance(rounds := seconds[row[0]], str):
                 row.append(verdict(rounds))
                 continue
-            ratios = torch.tensor(rounds, dtype=torch.float64) / unwatched
+            ratios = torch.tensor(each(rounds), dtype=torch.float64)
             low, middle, high = ratios.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)).tolist()
             row.append(f"{middle:.3f} [{low:.3f}, {high:.3f}]")
     return pipe_table(heads, rows, ["left"] + ["right"] * len(found))
 
 
-def ratio(seconds: Mapping[str, list[float] | str], tool: str = "depthlab") -> float:
-    """Median over rounds of a tool's time over that of the unwatched net."""
-    rounds, bare = seconds[tool], seconds[BARE]
-    if isinstance(rounds, str) or isinstance(bare, str):
-        return math.nan
-    return statistics.median(time_ / unwatched for time_, unwatched in zip(rounds, bare, strict=True))
+def each(rounds: Rounds) -> list[float]:
+    """Of each round, a tool's time over that of the unwatched net."""
+    return [with_tool / without for with_tool, without in rounds]
 
 
-def noise(found: Mapping[str, Mapping[str, list[float] | str]]) -> str:
-    """What of the headline is noise, if it was measured."""
-    again = [f"{ratio(seconds, AGAIN):.3f}" for seconds in found.values() if AGAIN in seconds]
-    return f"; a second one that nothing watches: {', '.join(again)}" if again else ""
+def headline(found: Mapping[str, Mapping[str, Rounds | str]], tool: str) -> str:
+    """Median over rounds of a tool's ratio on every net that it can watch."""
+    ran = {net: rounds for net, seconds in found.items() if isinstance(rounds := seconds.get(tool, ""), list)}
+    return ", ".join(f"{statistics.median(each(rounds)):.3f} ({net})" for net, rounds in ran.items())
 
 
 def outcome_table(options: argparse.Namespace, found: Mapping[str, Mapping[str, list[float] | str]]) -> str:
     """Markdown: what survives of each tool's readings, which idioms it stands; below, every error in a line."""
     rows, crashes = [], defaultdict[str, list[str]](list)
-    tools = {tool: TOOLS[tool] for tool in options.tools if tool != AGAIN}
+    tools = {tool: TOOLS[tool] for tool in options.tools}
     for tool, attach in tqdm(tools.items(), desc="readings and idioms"):
         outcomes = {name: runs(attach, idiom, options.device) for name, idiom in IDIOMS.items()}
         cells = [verdict(outcome) for outcome in outcomes.values()]
@@ -205,18 +236,18 @@ def report(options: argparse.Namespace) -> str:
     """The whole page."""
     with tqdm(total=len(options.nets) * options.rounds * len(options.tools)) as progress:
         found = {net: costs(net, options, progress) for net in options.nets}
+    threads = f"{options.threads} thread{'s' * (options.threads > 1)}"
     return f"""# Watching a training: what it costs, and what survives
 
-> An update that `depthlab.watch` watches takes, over one that nothing watches, on {options.threads} thread{
-        "s" * (options.threads > 1)
-    }: {", ".join(f"{ratio(seconds):.3f} ({net})" for net, seconds in found.items())}{noise(found)}.
+> An update that `depthlab.watch` watches takes, over one that nothing watches, on {threads}:
+> {headline(found, "depthlab")}; one that nothing watches either: {headline(found, BARE)}.
 
 {circumstances(options.device, versions_of_tools())}
-Time of a watched update over that of an unwatched one (whose milliseconds stand behind each net's name): median and
-quartiles over {options.rounds} rounds; {options.settle} updates to settle, then {options.steps} that are timed, more
-of either if they take less than {options.least:g} s, fewer if more than {options.limit:g} s; batch {BATCH}, SGD with
-momentum. `{AGAIN}` is a second unwatched net: its
-distance from 1 is noise.
+Time of a watched update over that of one of a second copy of the net that nothing watches (whose milliseconds stand
+behind each net's name): median and quartiles over {options.rounds} rounds. The two take turns of {TURN:g} s, until
+{options.steps} watched updates are timed or more that take {options.least:g} s together, fewer if they take
+{options.limit:g} s; before these, {options.settle} updates to settle. Batch {BATCH}, SGD with momentum. Nothing is
+attached in `{BARE}`: its distance from 1 is noise.
 
 {cost_table(found)}
 Gradient norms of weight layers in a net that vanishes (50 layers, sigmoid, torch's default initialization) over
@@ -240,7 +271,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--nets", nargs="+", choices=NETS, default=list(NETS), help="default: all")
     parser.add_argument(
         "--tools", nargs="+", choices=list(TOOLS)[1:], default=list(TOOLS)[1:], metavar="TOOL",
-        help=f"beside {BARE!r}; default: all of {', '.join(repr(tool) for tool in list(TOOLS)[1:])}",
+        help=f"beside {BARE!r}; default: all of {', '.join(map(repr, list(TOOLS)[1:]))}",
     )  # fmt: skip
     parser.add_argument("--rounds", type=positive, default=9, help="rounds per net (default: %(default)s)")
     parser.add_argument(

@@ -21,7 +21,7 @@ from trainings import BATCH, Training
 from depthlab.instrument import watch
 from depthlab.probes import PROBES
 
-BARE, AGAIN = "bare", "bare, again"
+BARE = "bare"
 PACKAGES = {"cockpit": "cockpit-for-pytorch", "torchmortem": "torchmortem", "torch_audit": "torch-audit"}
 """Tools of others, by module: the names to install them by."""
 
@@ -174,7 +174,6 @@ def torch_audit(training: Training) -> Iterator[Watched]:
 
 TOOLS: dict[str, Attach] = {
     BARE: bare,
-    AGAIN: bare,
     "depthlab": depthlab_watch(),
     "depthlab, no budget": depthlab_watch(budget=None),
     "depthlab, all probes at every step": depthlab_watch(probes=EVERY_PROBE, every=1, budget=None),

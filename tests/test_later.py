@@ -35,11 +35,16 @@ def test_who_looks_for_no_garbage_is_left_alone() -> None:
     assert not gc.isenabled()
 
 
-@pytest.mark.parametrize(("call", "is_alone"), [("main()", True), ("main(['runs'])", False)])
-def test_only_a_process_of_its_own_keeps_what_a_command_imports(tmp_path: Path, call: str, is_alone: bool) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "is_alone", "is_frozen", "is_collected"),
+    [(["runs"], True, True, False), (["runs"], False, False, True), (["train", "wrong=1"], True, True, True)],
+)
+def test_only_a_process_of_its_own_keeps_what_a_command_imports_and_looks_for_no_garbage_if_there_is_little(
+    tmp_path: Path, arguments: list[str], is_alone: bool, is_frozen: bool, is_collected: bool
+) -> None:
     program = (
-        "import gc, sys; from depthlab.cli import main; sys.argv = ['depthlab', 'runs']; "
-        f"{call}; assert gc.isenabled(); print(gc.get_freeze_count() > 0)"
+        f"import gc, sys; from depthlab.cli import main; sys.argv = ['depthlab', *{arguments}]; "
+        f"main({'' if is_alone else arguments}); print(gc.get_freeze_count() > 0, gc.isenabled())"
     )
     ended = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert ended.stdout.splitlines()[-1] == str(is_alone)
+    assert ended.stdout.splitlines()[-1] == f"{is_frozen} {is_collected}"

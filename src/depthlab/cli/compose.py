@@ -172,12 +172,18 @@ def _read(text: str) -> Override:
     """An override; the runs of a sweep share most of them, and parsing takes longer than all else."""
     name, equals, value = text.partition("=")
     try:
-        override = OverridesParser.create().parse_override(f"{ALIASES.get(name, name)}{equals}{value}")
+        override = _grammar().parse_override(f"{ALIASES.get(name, name)}{equals}{value}")
     except HydraException:
         override = None
     if override is None or not override.key_or_group:
         raise ConfigError(f"cannot read {text!r}; settings are given as NAME=VALUE, such as model.depth=50")
     return override
+
+
+@functools.cache
+def _grammar() -> OverridesParser:
+    """Hydra's, with its functions."""
+    return OverridesParser.create()
 
 
 @functools.cache

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from depthlab import figures, runs
-from depthlab._later import uncollected
 from depthlab.cli import experiments
 from depthlab.cli.compose import Composer
 from depthlab.config import ConfigError
@@ -23,8 +22,7 @@ def figure(options: Namespace) -> int:
     if options.redraw and options.overrides:
         raise ConfigError(f"{options.overrides[0]} has no effect with --redraw, which draws the readings as they are")
     scale, overrides = experiments.take(options.overrides, "scale")
-    with uncollected():  # a figure leaves little
-        claims = _redraw(folder, script) if options.redraw else _draw(folder, script, experiment, scale, overrides)
+    claims = _redraw(folder, script) if options.redraw else _draw(folder, script, experiment, scale, overrides)
     for claim in claims:
         print(f"{claim.verdict:>13}: {claim.statement}")
     print(f"wrote {folder}/figure.png, table.md, claims.md")

@@ -28,6 +28,9 @@ COMMANDS = {
 }
 """Where each command is defined."""
 
+BRIEF = ("figure", "report", "runs")
+"""Commands that leave little garbage: looking for it takes longer than it is worth."""
+
 EXPECTED = (
     "depthlab.data.prepared:DataError",
     "depthlab.nets.network:WeightsError",
@@ -71,6 +74,8 @@ def _run(options: argparse.Namespace, is_alone: bool) -> int:
         if is_alone:
             gc.freeze()  # what is imported stays
             atexit.register(gc.freeze)  # and at the end, the system frees faster than Python
+    if is_alone and options.command in BRIEF:
+        gc.disable()
     try:
         status: int = command(options)
         sys.stdout.flush()

@@ -17,7 +17,8 @@ def named(readings: pd.DataFrame, columns: Sequence[str], names: Mapping[tuple[A
     names: by the values of `columns`. Rows of other conditions are left out. Raises ValueError when no row has a name.
     """
     require_columns(readings, columns)
-    conditions = list(readings[list(columns)].itertuples(index=False, name=None))
+    # as objects: words of Arrow become Python's one at a time otherwise
+    conditions = list(zip(*(readings[name].to_numpy(dtype=object).tolist() for name in columns), strict=True))
     found = [condition in names for condition in conditions]
     if not any(found):
         given = f"{conditions[0]}" if conditions else "no readings"

@@ -8,16 +8,15 @@ contracts a parameter with data.
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
-from torch.utils.hooks import RemovableHandle
+
+from depthlab.probes.passes import Passes
 
 LAYERS = {
     name: inputs
@@ -50,9 +49,6 @@ ACTIVATIONS = {
     for name in names.split()
 }
 """Names of torch's activation functions, by how they can fail: relus die, sigmoid and tanh saturate."""
-
-FAST_PATHS = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
-"""In evaluation mode these ask whether a function mode is on before they take fused kernels with other roundings."""
 
 
 class Observer(Protocol):
@@ -89,16 +85,9 @@ class Trace:
     its last one. Nothing inside torch.compile is shown.
     """
 
-    _alone: Trace | None = None
-
     def __init__(
         self, model: nn.Module, weights: Iterable[Tensor], observer: Observer, *, gradients: bool = True
     ) -> None:
-        self._modules = frozenset(model.modules())
-        self._compiled = [module for module in self._modules if hasattr(module, "_orig_mod")]
-        self._unseen = frozenset(
-            (*self._compiled, *(module for module in self._modules if isinstance(module, FAST_PATHS)))
-        )
         self._positions = {id(weight): position for position, weight in enumerate(weights)}
         self._sizes = [weight.numel() for weight in weights]
         self._observer = observer
@@ -108,93 +97,33 @@ class Trace:
         self._derived: dict[int, int | None] = {}
         self._held: list[Tensor] = []  # keeps their ids from being used again while the pass runs
         self._last: int | None = None
-        self._mode = _Mode(self)
-        self._handles: list[RemovableHandle] = []
-        self._compiled_in_place: dict[nn.Module, Any] = {}
-        self._root: nn.Module | None = None
-        self._depth = 0
-        self._thread = 0
+        self._passes = Passes(model, _Mode(self), begun=self._begin, ended=self._end, gave_out=self._watch_for_backward)
         self._pass: Any = None
         self.parts: set[int] = set()
         """Weights that, so far, were seen only as parts of larger ones."""
         self.seconds = 0.0
         """Spent on looking, the operations themselves left out."""
-        self._paused: nn.Module | None = None
 
     def open(self, *, alone: bool = False) -> None:
         """Begins to show passes; alone: no other trace is shown any until this one is closed."""
-        if alone:
-            Trace._alone = self
-        if not self._handles:
+        if not self._passes.are_shown:
             # of the modules that are there now: a mask or a parametrization may have come since
             held = (held for module in self._model.modules() for held in (module._parameters, module._buffers))
             self._constant = {id(tensor): tensor for each in held for tensor in each.values() if tensor is not None}
-            self._handles = list(self._attach())
+        self._passes.open(alone=alone)
 
     def close(self) -> None:
         """Ends it. Gradients of passes that were shown are still shown if their backward comes later."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        self._end_pass()
-        if Trace._alone is self:
-            Trace._alone = None
-        for module, call in self._compiled_in_place.items():
-            module._compiled_call_impl = call
-        self._compiled_in_place.clear()
+        self._passes.close()
 
-    def _attach(self) -> Iterator[RemovableHandle]:
-        """Hooks of all modules at once, so that the network is seen whichever part of it is called."""
-        if not self._compiled:
-            yield register_module_forward_pre_hook(self._enter)
-            yield register_module_forward_hook(self._leave, always_call=True)
-        # torch warns of hooks of all modules beside compiled ones
-        for module in (self._model, *self._compiled) if self._compiled else ():
-            yield module.register_forward_pre_hook(self._enter)
-            yield module.register_forward_hook(self._leave, always_call=True)
-        for module in self._modules:
-            if module._compiled_call_impl is not None:  # no hook runs before it
-                self._compiled_in_place[module] = module._compiled_call_impl
-                module._compiled_call_impl = self._without_mode(module._compiled_call_impl)
+    def _begin(self) -> None:
+        if not in_backward():
+            self._pass = self._observer.begin()
 
-    def _enter(self, module: nn.Module, _inputs: Any) -> None:
-        if torch.compiler.is_compiling():
-            return
-        is_unseen = module in self._unseen
-        if self._root is not None and module is not self._root and not is_unseen:
-            return  # most of a pass's modules: soon done
-        if module not in self._modules or not self._is_own_thread():
-            return
-        cannot_be_seen = is_unseen and not (isinstance(module, FAST_PATHS) and module.training)
-        if self._root is None:
-            is_shown = Trace._alone is None or Trace._alone is self
-            if torch.is_grad_enabled() and not cannot_be_seen and is_shown:
-                if not in_backward():
-                    self._pass = self._observer.begin()
-                self._root, self._depth, self._thread = module, 1, threading.get_ident()
-                self._mode.__enter__()  # type: ignore[no-untyped-call]
-        elif module is self._root:
-            self._depth += 1
-        elif cannot_be_seen and self._paused is None:
-            self._paused = module
-            self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-
-    def _is_own_thread(self) -> bool:
-        return self._root is None or self._thread == threading.get_ident()
-
-    def _leave(self, module: nn.Module, _inputs: Any, output: Any) -> None:
-        if torch.compiler.is_compiling() or (module is not self._root and module is not self._paused):
-            return
-        if not self._is_own_thread():
-            return
-        if module is self._paused:
-            self._paused = None
-            self._mode.__enter__()  # type: ignore[no-untyped-call]
-        else:
-            self._depth -= 1
-            if self._depth == 0:
-                self._end_pass()
-                self._watch_for_backward(output)
+    def _end(self) -> None:
+        self._last = None
+        self._derived.clear()
+        self._held.clear()
 
     def _watch_for_backward(self, output: Any) -> None:
         """Tells a pass that is trained from one whose outputs come to no loss: an evaluation, a skipped batch."""
@@ -212,30 +141,6 @@ class Trace:
     def _reach(self, forward: Any) -> None:
         self._pass = forward  # of which checkpointing now repeats parts, whatever other passes there were since
         self._observer.reached(forward)
-
-    def _end_pass(self) -> None:
-        """Also of one that Ctrl-C has broken off, for which torch runs no hook, or that updates its own weights."""
-        if self._root is None:
-            return
-        if self._paused is None:
-            self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-        self._root = self._paused = self._last = None
-        self._depth = 0
-        self._derived.clear()
-        self._held.clear()
-
-    def _without_mode(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        def paused(*args: Any, **kwargs: Any) -> Any:
-            if self._root is None or self._paused is not None:
-                return call(*args, **kwargs)
-            self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-            try:
-                return call(*args, **kwargs)
-            finally:
-                if self._root is not None:
-                    self._mode.__enter__()  # type: ignore[no-untyped-call]
-
-        return paused
 
     def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Runs one of torch's operations and tells the observer what it was."""

@@ -21,13 +21,12 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import circumstances
+from measuring import TURN, Turns, circumstances
 from torch import nn
 from tqdm import tqdm
 from trainings import BATCH, GREY, IDIOMS, NETS, Training, make, vanishing
@@ -43,9 +42,6 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 MOST_MEMORY = os.sysconf("SC_PHYS_PAGES") * PAGE // 2
 """A tool that makes the process take half of the machine's memory is stopped before the system stops the process."""
 
-TURN = 0.3
-"""Seconds after which the watched net and the other one change turns; an update that takes longer is one turn."""
-
 SETTLED = 3
 """Updates after which a net that nothing watches is as fast as it will be."""
 
@@ -60,47 +56,35 @@ def stretch(attach: Attach, watched: Training, unwatched: Training, options: arg
     """Seconds of an update with the tool attached, and of one of an unwatched net in turns with it: means."""
     gc.collect()
     with attach(watched) as training:
-        repeat(training.update, watched, options.settle, options.limit)
-        repeat(unwatched.update, unwatched, SETTLED, options.limit)
+        settle(training.update, options.settle, options.limit)
+        settle(unwatched.update, SETTLED, options.limit)
         with_tool, without = Turns(), Turns()
-        while with_tool.updates < options.steps or with_tool.seconds < options.least:
-            without.add(*repeat(unwatched.update, unwatched, options.steps, TURN))
-            with_tool.add(*repeat(training.update, watched, options.steps, TURN))
+        while with_tool.pieces < options.steps or with_tool.seconds < options.least:
+            without.take(unwatched.update, unwatched.wait)
+            with_tool.take(limited(training.update), watched.wait)
             if with_tool.seconds >= options.limit:
                 break
     return with_tool.mean, without.mean
 
 
-@dataclass
-class Turns:
-    """What one of two has done in its turns so far."""
-
-    updates: int = 0
-    seconds: float = 0.0
-
-    def add(self, updates: int, seconds: float) -> None:
-        """One turn more."""
-        self.updates += updates
-        self.seconds += seconds
-
-    @property
-    def mean(self) -> float:
-        """Seconds of an update."""
-        return self.seconds / self.updates
-
-
-def repeat(update: Callable[[], object], training: Training, most: int, limit: float) -> tuple[int, float]:
-    """Updates until they are so many, or have taken that many seconds: how many, and how many seconds."""
-    training.wait()
+def settle(update: Callable[[], object], steps: int, limit: float) -> None:
+    """So many updates, or fewer if these take so many seconds."""
     begin = time.perf_counter()
-    done = 0
-    while done == 0 or (done < most and time.perf_counter() - begin < limit):
+    for _ in range(steps):
+        limited(update)()
+        if time.perf_counter() - begin > limit:
+            return
+
+
+def limited(update: Callable[[], object]) -> Callable[[], None]:
+    """An update after which the process must not have taken half of the machine's memory."""
+
+    def checked() -> None:
         update()
-        done += 1
         if resident() > MOST_MEMORY:
-            raise MemoryError(f"{resident() / 2**30:.0f} GiB in use after {done} updates")
-    training.wait()
-    return done, time.perf_counter() - begin
+            raise MemoryError(f"{resident() / 2**30:.0f} GiB in use")
+
+    return checked
 
 
 def resident() -> int:

@@ -1,11 +1,17 @@
-"""What the benchmarks share: contenders that are timed in turn, in one process, and tables of their ratios."""
+"""What the benchmarks share: contenders that are timed in turn, in one process, and tables of their ratios.
+
+In turn is round by round, or, where a few hundredths matter, every fraction of a second (`Turns`): what slows the
+machine for seconds then slows both of two alike.
+"""
 
 from __future__ import annotations
 
 import datetime
 import random
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from tqdm import tqdm
@@ -16,6 +22,39 @@ from depthlab.training import available_cores
 
 Contender = Callable[[], float]
 """Does a stretch of work, and returns what one piece of it took, in seconds."""
+
+
+TURN = 0.3
+"""Seconds after which one of two contenders lets the other go on; a piece of work that takes longer is a turn."""
+
+
+@dataclass
+class Turns:
+    """What one of two contenders has done in its turns so far."""
+
+    pieces: int = 0
+    seconds: float = 0.0
+
+    def add(self, pieces: int, seconds: float) -> None:
+        """One turn more."""
+        self.pieces += pieces
+        self.seconds += seconds
+
+    def take(self, piece: Callable[[], object], wait: Callable[[], object] = lambda: None) -> None:
+        """Takes one; wait: returns when the device has done its work."""
+        wait()
+        begin = time.perf_counter()
+        done = 0
+        while done == 0 or time.perf_counter() - begin < TURN:
+            piece()
+            done += 1
+        wait()
+        self.add(done, time.perf_counter() - begin)
+
+    @property
+    def mean(self) -> float:
+        """Seconds of one piece."""
+        return self.seconds / self.pieces
 
 
 def interleaved(contenders: Mapping[str, Contender], rounds: int, title: str = "") -> dict[str, list[float]]:

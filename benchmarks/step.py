@@ -4,7 +4,8 @@
   evaluations, which the others do not have.
 - compiled, with --compile: the same run with train.compile; it begins with a cache of its own, and what compiling takes
   is told beside, not counted.
-- bare: the same net and optimiser over batches that lie there prepared; nothing is read, not even the loss.
+- bare: the same net and optimiser over batches that lie there prepared; nothing is read, not even the loss. It and
+  depthlab's take turns of a fraction of a second.
 - usual: torchvision's transforms image by image in a DataLoader, contiguous float32, torch's default SGD, loss.item()
   every 100 updates; in a process of its own, which allocates memory as any Python does: the others keep what they free.
 """
@@ -27,7 +28,7 @@ from pathlib import Path
 
 import torch
 from data import BATCH, popular, random_pixels
-from measuring import circumstances, interleaved, speed, speed_table
+from measuring import TURN, Turns, circumstances, interleaved, speed, speed_table
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -58,38 +59,64 @@ class EnoughError(Exception):
     """The stretch is over."""
 
 
-def ours(config: RunConfig, settle: int, steps: int, second: list[float] | None = None) -> float:
-    """Seconds of an update in a run of depthlab; to `second` those of the second update, which compiles, are added."""
-    times = {}
+def ours(
+    config: RunConfig,
+    settle: int,
+    steps: int,
+    second: list[float] | None = None,
+    others_turn: Callable[[], object] = lambda: None,
+) -> float:
+    """Seconds of an update in a run of depthlab, which lets another have its turn before each of its own.
+
+    second: list to which the seconds of the second update are added, which compiles.
+    """
+    own, begun, times = Turns(), (0, 0.0), dict[int, float]()
 
     def progress(done: int, *_: float | None) -> None:
-        times[done] = time.perf_counter()
-        if done == settle + steps:
+        nonlocal begun
+        times[done] = now = time.perf_counter()
+        before, begin = begun
+        is_last = done == settle + steps
+        if done > settle and (is_last or now - begin >= TURN):
+            own.add(done - before, now - begin)
+        elif done != settle:
+            return
+        if is_last:
             raise EnoughError
+        others_turn()
+        begun = done, time.perf_counter()
 
     endless = replace(config, train=replace(config.train, steps=10**9, eval_every=10**9))
     with suppress(EnoughError):
         Trial(endless, CPU, progress).run()
     if second is not None:
         second.append(times[2] - times[1])
-    return (times[settle + steps] - times[settle]) / steps
+    return own.mean
 
 
-def bare(config: RunConfig, batches: list[tuple[Tensor, Tensor]], settle: int, steps: int) -> float:
-    """Seconds of an update, and of nothing else."""
+def ours_beside_bare(
+    config: RunConfig, batches: list[tuple[Tensor, Tensor]], settle: int, steps: int, found: list[float]
+) -> float:
+    """Seconds of an update in a run of depthlab; those of the bare loop, in turns with it, are added to `found`."""
+    loop, others = bare(config, batches), Turns()
+    for _ in range(settle):
+        next(loop)
+    taken = ours(config, settle, steps, others_turn=lambda: others.take(lambda: next(loop)))
+    found.append(others.mean)
+    return taken
+
+
+def bare(config: RunConfig, batches: list[tuple[Tensor, Tensor]]) -> Iterator[None]:
+    """Updates, and nothing else."""
     model = build(config)
     optimizer = build_optimizer(model, config.train)
-    stream = itertools.cycle(batches)
-    for count in range(settle + steps):
-        if count == settle:
-            begin = time.perf_counter()
-        inputs, labels = next(stream)
+    for inputs, labels in itertools.cycle(batches):
         with torch.autocast("cpu", torch.bfloat16, enabled=config.train.precision == "bf16"):
             logits = model(inputs)
         F.cross_entropy(logits.float(), labels).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return (time.perf_counter() - begin) / steps
+        yield
 
 
 def usual(config: RunConfig, workers: int, settle: int, steps: int) -> float:
@@ -163,11 +190,8 @@ def measured(options: argparse.Namespace, apart: ProcessPoolExecutor) -> str:
     for name in options.nets:
         config, stretch = NETS[name], (5, options.steps)
         batches = prepared(config, 20)
-        contenders = {
-            "bare": partial(bare, config, batches, *stretch),
-            "depthlab": partial(ours, config, *stretch),
-        }
-        over, second = ["bare"], list[float]()
+        over, bares, second = ["bare"], list[float](), list[float]()
+        contenders = {"depthlab": partial(ours_beside_bare, config, batches, *stretch, bares)}
         if options.compile:
             compiling = replace(config, train=replace(config.train, compile=True))
             contenders["compiled"] = partial(ours, compiling, *stretch, second)
@@ -178,7 +202,8 @@ def measured(options: argparse.Namespace, apart: ProcessPoolExecutor) -> str:
                 each: partial(elsewhere, apart, usual, config, workers, *stretch) for each, workers in names.items()
             }
             over += names
-        seconds = interleaved(contenders, options.rounds * (1 if config.model.family == "cnn" else MORE_ROUNDS), name)
+        rounds = options.rounds * (1 if config.model.family == "cnn" else MORE_ROUNDS)
+        seconds = {"bare": bares, **interleaved(contenders, rounds, name)}
         tables.append(f"## {name}\n\n{speed_table(seconds, over, 'updates')}")
         if second:
             again = f", again from torch's cache {statistics.median(second[1:]):.0f} s" if second[1:] else ""
@@ -198,8 +223,8 @@ def measured(options: argparse.Namespace, apart: ProcessPoolExecutor) -> str:
 
 {circumstances()}
 Batch {BATCH}, {options.steps} timed updates a round, {options.rounds} rounds, of MLPs {MORE_ROUNDS * options.rounds},
-in each of which all take their turn; medians, ratios of speeds with quartiles. `usual` is always float32, in a process
-of its own.
+in each of which all take their turn, depthlab and the bare loop every {TURN:g} s; medians, ratios of speeds with
+quartiles. `usual` is always float32, in a process of its own.
 
 {chr(10).join(tables)}"""
 

@@ -89,7 +89,7 @@ class Reading:
             device=self._layers[0][2].device if self._layers else None,
         )
         self._known: dict[tuple[int, str], None] = {}
-        self._weights_before: list[Tensor] = []
+        self._weights_before: list[tuple[Tensor, Tensor]] = []
 
     def __enter__(self) -> Self:
         for module in self._model.modules():
@@ -113,16 +113,19 @@ class Reading:
         for position, (_, _, weight) in enumerate(self._layers):
             if "grad_norm" in self._probes and weight.grad is not None:
                 self._keep(position, "grad_norm", statistics.norm(weight.grad))
+            if self._probes.isdisjoint(("weight_norm", "update_ratio")):
+                continue
+            norm = statistics.norm(weight.detach())
             if "weight_norm" in self._probes:
-                self._keep(position, "weight_norm", statistics.norm(weight.detach()))
-        if "update_ratio" in self._probes:
-            self._weights_before = [weight.detach().clone() for _, _, weight in self._layers]
+                self._keep(position, "weight_norm", norm)
+            if "update_ratio" in self._probes:
+                self._weights_before.append((weight.detach().clone(), norm))
 
     def rows(self) -> list[Row]:
         """All numbers, layer by layer in depth order. To be called after the optimiser's step."""
-        for position, before in enumerate(self._weights_before):
+        for position, (before, norm) in enumerate(self._weights_before):
             after = self._layers[position][2].detach()
-            self._keep(position, "update_ratio", statistics.relative_change(after, before))
+            self._keep(position, "update_ratio", statistics.relative_change(after, before, norm))
         self._weights_before = []
         # one transfer from the device for all of them
         table = self._table.tolist()
@@ -160,10 +163,11 @@ class Reading:
 
     def _read_spread(self, values: Tensor) -> None:
         assert self._current is not None
+        if "activation_std" in self._probes:
+            values = values.to(torch.float64)  # once for both
+            self._keep(self._current, "activation_std", statistics.std(values))
         if "activation_mean" in self._probes:
             self._keep(self._current, "activation_mean", statistics.mean(values))
-        if "activation_std" in self._probes:
-            self._keep(self._current, "activation_std", statistics.std(values))
 
     def _keep(self, position: int, probe: str, value: Tensor) -> None:
         """Puts a number into the table.

@@ -69,12 +69,12 @@ def rms(tensor: Tensor, dim: Dims = None) -> Tensor:
     return norm_of_all / math.sqrt(entries)
 
 
-def relative_change(after: Tensor, before: Tensor) -> Tensor:
+def relative_change(after: Tensor, before: Tensor, norm_before: Tensor | None = None) -> Tensor:
     """Norm of an update over the norm of what it changed: |after - before| / |before|.
 
-    Infinity where zero was changed, NaN where it was left.
+    norm_before: |before|, if it is known. Infinity where zero was changed, NaN where it was left.
     """
-    return norm(after.to(torch.float64) - before) / norm(before)
+    return norm(after.to(torch.float64) - before) / (norm(before) if norm_before is None else norm_before)
 
 
 def cosine(a: Tensor, b: Tensor, dim: Dims = None) -> Tensor:
@@ -140,7 +140,8 @@ def dead_fraction(activations: Tensor, stack_dims: int = 0) -> Tensor:
     expected = "(examples, units, ...)" if stack_dims == 0 else f"{stack_dims} stacked, then (examples, units, ...)"
     _check_dimensions(activations, stack_dims + 2, expected)
     examples_and_places = (stack_dims, *range(stack_dims + 2, activations.ndim))
-    active = (activations != 0).any(dim=examples_and_places)
+    # a sum of magnitudes is 0 where all are, and NaN where one is; torch's any takes six to nine times as long
+    active = activations.abs().sum(dim=examples_and_places) != 0
     return 1 - active.to(torch.float64).mean(dim=-1)
 
 

@@ -99,9 +99,20 @@ def ours_beside_bare(
 ) -> float:
     """Seconds of an update in a run of depthlab; those of the bare loop, in turns with it, are added to `found`."""
     loop, others = bare(config, batches), Turns()
-    for _ in range(settle):
-        next(loop)
-    taken = ours(config, settle, steps, others_turn=lambda: others.take(lambda: next(loop)))
+    is_first = len(found) % 2 == 0  # the net that is built first may lie better in memory
+
+    def settled() -> None:
+        for _ in range(settle):
+            next(loop)
+
+    def turn() -> None:
+        if not (is_first or others.pieces):
+            settled()
+        others.take(lambda: next(loop))
+
+    if is_first:
+        settled()
+    taken = ours(config, settle, steps, others_turn=turn)
     found.append(others.mean)
     return taken
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import fleet
@@ -138,3 +139,19 @@ def test_readings_come_at_their_intervals() -> None:
     table = train(mlp(), every=2, steps=5)
     assert sorted({step for step, _ in values(table, "backward_norm")}) == [0, 2, 4]
     assert sorted({step for step, _ in values(table, "grad_norm")}) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("scale", [1.0, 1e-30])
+def test_gradients_of_large_maps_have_the_norm_that_float64_gives(layout: torch.memory_format, scale: float) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 3)).to(memory_format=layout)
+    images = torch.randn(16, 3, 30, 30).to(memory_format=layout)  # the first layer gives 100,352 numbers
+    optimizer, twin = SGD(model.parameters(), lr=0.1), copy.deepcopy(model).double()
+    hidden = twin[0](images.double())
+    (expected,) = torch.autograd.grad(scale * twin[2](hidden.relu()).square().mean(), hidden)
+    with watching(model, optimizer, probes=("backward_norm",)) as watcher:
+        (scale * model(images).square().mean()).backward()
+        optimizer.step()
+    norm = values(watcher.table(), "backward_norm")[0, "0"]
+    assert norm == pytest.approx(expected.norm().item(), rel=1e-5, abs=0)

@@ -117,6 +117,23 @@ def test_only_what_was_asked_for() -> None:
     assert read(AddInPlace(), torch.randn(4, 6), []) == {}
 
 
+def test_a_probe_alone_reads_what_it_reads_among_all() -> None:
+    def update(probes: Sequence[str]) -> dict[tuple[str, str], float]:
+        torch.manual_seed(0)
+        model = AddInPlace()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with Reading(model, layers_of(model), probes) as reading:
+            model(torch.randn(4, 6)).square().mean().backward()
+        reading.before_update()
+        optimizer.step()
+        return {(row.layer, row.probe): row.value for row in reading.rows()}
+
+    together = update(PROBES)
+    assert together["first", "update_ratio"] > 0
+    for probe in PROBES:
+        assert update([probe]) == {place: value for place, value in together.items() if place[1] == probe}
+
+
 def test_only_the_first_activation_after_a_layer_is_its_own() -> None:
     model = nn.Sequential(nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.ReLU(), nn.Sigmoid(), nn.Linear(6, 3))
     inputs = torch.randn(8, 6)

@@ -250,6 +250,10 @@ class TestDeadFraction:
         assert dead_fraction(active).item() == 0.5
         assert dead_fraction(torch.eye(5)).item() == 0.0
 
+    def test_units_whose_values_cancel_are_active(self) -> None:
+        assert dead_fraction(features([3e38, 0], [-3e38, 0], [3e38, 0], [-3e38, 0])).item() == 0.5
+        assert dead_fraction(features([math.nan, 0], [math.inf, 0])).item() == 0.5
+
     def test_a_channel_is_a_unit(self) -> None:
         maps = torch.zeros(4, 3, 5, 5)
         maps[2, 0, 4, 1] = 1e-44

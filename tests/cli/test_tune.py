@@ -6,7 +6,7 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,9 @@ import pytest
 
 import depthlab as package
 from depthlab import runs
+from depthlab.config import RunConfig
+from depthlab.runs import packing
+from depthlab.runs.rehearsal import Rehearsal
 
 RATES = "train.lr=tag(log,interval(1e-3,1))"
 TINY = ["data=synthetic", "data.train_size=60", "model.depth=3", "train.steps=20", "train.batch_size=20"]
@@ -96,6 +99,41 @@ def test_a_name_and_another_search_of_the_same_name(tune: Callable[..., Any], fo
     refused = tune("--name", "mine", "train.momentum=0.5")
     assert refused.status == 2
     assert "the study mine searches other ranges, or with other settings" in refused.error
+
+
+def test_short_of_memory_as_many_trials_run_at_once_as_fit_of_the_largest(
+    depthlab: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuning = pytest.importorskip("depthlab.tuning", reason="needs optuna: pip install 'depthlab[tune]'")
+    rehearsed: list[RunConfig] = []
+    asked: list[tuple[int, int]] = []
+
+    def rehearse(configs: Sequence[RunConfig], *_: object) -> Iterator[Rehearsal]:
+        rehearsed.extend(configs)
+        yield Rehearsal(0, 1, 0, 0, 0, 0, 0, 1, 1, 2**30, 0)
+
+    monkeypatch.setattr(packing, "available_cores", lambda: 8)
+    monkeypatch.setattr(packing, "available_memory", lambda: 5 * 2**30)
+    monkeypatch.setattr(packing, "rehearse", rehearse)
+    monkeypatch.setattr(tuning, "search", lambda task, workers: asked.append((workers, task.threads)))
+    settings = [setting for setting in TINY if setting != "sweep.workers=1"]
+    ranges = (RATES, "model.width=8,4000,16", "train.batch_size=interval(10,30)")
+    answer = depthlab("tune", *settings, *ranges, "train.compile=true", "--trials", "20")
+    assert (answer.status, asked) == (1, [(4, 1)]), "of 1 GiB in 0.9 of 5"
+    assert [(run.model.width, run.train.batch_size) for run in rehearsed] == [(4000, 30)]
+    assert answer.error.splitlines()[0] == "4 at once (a run takes up to 1.0 GiB, and 5.0 GiB are free)"
+    assert "train.compile=true: the second update of a run waits for the compiler" in answer.error
+
+    depthlab("tune", *settings, *ranges, "sweep.workers=7", "--trials", "20")
+    depthlab("tune", *settings, RATES, "--trials", "20")
+    depthlab("tune", *settings, RATES, "--trials", "2")
+    assert asked[1:] == [(7, 1), (8, 1), (2, 1)]
+    assert len(rehearsed) == 1, "what is asked for wins, and small runs all fit"
+
+    together = ("model.family=mlp,cnn", "model.depth=8,9", "model.width=2000")
+    depthlab("tune", *settings, RATES, *together, "--trials", "20")
+    largest = rehearsed[-1].model
+    assert (largest.family, largest.depth) == ("cnn", 8), "a CNN of 9 layers is impossible"
 
 
 def test_ctrl_c_tells_what_there_is(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import re
@@ -14,10 +15,14 @@ from typing import TYPE_CHECKING
 from depthlab import runs
 from depthlab.cli import experiments
 from depthlab.cli.compose import Composer, Launch, Searched
-from depthlab.config import ConfigError, Value, declared, typed
+from depthlab.config import ConfigError, RunConfig, Value, declared, typed
+from depthlab.runs.packing import Packing, bound, pack
+from depthlab.runs.progress import tell, tell_of_compiling
 from depthlab.training import available_cores, resolve_device
 
 if TYPE_CHECKING:
+    import torch
+
     from depthlab import tuning
 
 COMPARED_ON = ("data", "data.name", "data.classes", "data.validation_fraction", "data.split_seed")
@@ -26,6 +31,12 @@ COMPARED_ON = ("data", "data.name", "data.classes", "data.validation_fraction", 
 COMBINATIONS = 50
 """Choices of the other settings with which an end of a range is tried before it is called impossible."""
 
+SIZED = ("model", "data", "train.batch_size", "train.compile")
+"""What the memory of a trial depends on."""
+
+SIZES, ATTEMPTS = 1000, 4
+"""Combinations of their ranges' ends that are looked at, and of the other settings with each."""
+
 
 def tune(options: Namespace) -> int:
     """Searches ranges for the settings of least validation error."""
@@ -33,9 +44,7 @@ def tune(options: Namespace) -> int:
     searched = Composer(experiments.folder("configs")).searched(options.overrides)
     launch = _checked(searched)
     device = resolve_device(launch.device)
-    cores = 1 if device.type == "cuda" else available_cores()
-    workers = launch.sweep.workers or cores
-    alone = available_cores() if launch.run.model.gains_from_threads else 1
+    packing = _packed(searched, launch, device, options.trials)
     task = tuning.Search(
         folder=runs.results_root() / "tune" / _name(options.name, searched, launch),
         ranges=searched.ranges,
@@ -43,18 +52,46 @@ def tune(options: Namespace) -> int:
         fixed=launch.run.key(),
         trials=options.trials,
         device=device,
-        threads=launch.sweep.threads or (alone if workers == 1 else 1),
+        threads=packing.threads,
         checkpoint_seconds=launch.sweep.checkpoint_seconds,
         pruner=options.pruner,
         spared=launch.run.train.steps // 4,
         seed=options.sampler_seed,
     )
+    if packing.reason:
+        tell(str(packing))
+    tell_of_compiling([launch.run])
     try:
-        tuning.search(task, workers)
+        tuning.search(task, packing.workers)
     except KeyboardInterrupt:
         _conclude(task, searched, is_complete=False)
         raise
     return _conclude(task, searched, is_complete=True)
+
+
+def _packed(searched: Searched, launch: Launch, device: torch.device, trials: int) -> Packing:
+    """How many trials at once, as a sweep of the largest would be packed, and with how many threads each.
+
+    On a GPU one, if nothing else is asked for. A trial that is alone has all cores, if they are of use to it.
+    """
+    if device.type == "cuda" and not launch.sweep.workers:
+        found = Packing(1, launch.sweep.threads or 1)
+    else:
+        found = pack([_largest(searched, launch.run)] * trials, launch.sweep, str(device))
+    is_alone = found.workers == 1 and launch.run.model.gains_from_threads
+    return dataclasses.replace(found, threads=available_cores()) if is_alone and not launch.sweep.threads else found
+
+
+def _largest(searched: Searched, known: RunConfig) -> RunConfig:
+    """The trial that may take the most memory: `known`, or one with ends of ranges for what its size depends on."""
+    ends = {name: found.ends for name, found in searched.ranges.items() if name.startswith(SIZED)}
+    launches = (
+        launch
+        for combination in itertools.islice(itertools.product(*ends.values()), SIZES)
+        for launch in itertools.islice(_launches(searched, dict(zip(ends, combination, strict=True))), ATTEMPTS)
+        if isinstance(launch, Launch)
+    )
+    return max((known, *(launch.run for launch in launches)), key=bound)
 
 
 def _tuning() -> ModuleType:

@@ -313,14 +313,15 @@ def test_launches_are_values() -> None:
         ("train experiment=losses", True),
         ("train -m seed=1,2 hydra/launcher=joblib", False),
         ("cost model.depth=4", True),
-        ("tune train.lr=interval(0,1)", False),
+        ("tune train.lr=interval(0,1)", True),
+        ("tune train.lr=interval(0,1) sweep.workers=1", False),
         ("figure losses", False),
     ],
 )
 def test_a_process_to_be_forked_starts_where_a_pool_will_fork_it(
     typed: str, is_warmed_up: bool, depthlab: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It imports torch, which is in vain where no pool is: a search starts processes in its own way."""
+    """It imports torch, which is in vain where no pool is."""
     begun: list[bool] = []
     line = sys.modules["depthlab.cli.main"]
     monkeypatch.setattr(line._processes, "warm_up", lambda: begun.append(True))

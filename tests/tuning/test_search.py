@@ -291,6 +291,21 @@ def test_a_killed_worker_is_replaced(task: Callable[..., Search], capfd: pytest.
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only")
+def test_no_trial_is_lost_when_the_process_that_workers_are_forked_from_is_killed(
+    task: Callable[..., Search], tmp_path: Path
+) -> None:
+    command = started(task(trials=12), 2, "orphaning", tmp_path)
+    _, told = command.communicate(timeout=LONG)
+    assert command.returncode == 0, told
+    assert "the process that those of the search are forked from was killed" in told
+    found = outcomes(task())
+    assert len(found) == 12
+    assert {outcome.state for outcome in found} == {"done"}
+    assert len(tiny_runs.began()) == 12, "no trial was run twice"
+
+
+@pytest.mark.slow
 def test_a_trial_that_always_kills_its_process_fails(task: Callable[..., Search]) -> None:
     search(task(configure=tiny_runs.always_deadly, trials=4), workers=2)
     found = outcomes(task())

@@ -90,7 +90,13 @@ def _run(options: argparse.Namespace, is_alone: bool) -> int:
 def _is_sweep_here(options: argparse.Namespace) -> bool:
     """Whether it is likely that a pool of this machine is to train: what else can be told takes importing torch."""
     names = {text.partition("=")[0] for text in options.overrides}
-    is_sweep = options.command == "cost" or (options.command == "train" and (options.multirun or "experiment" in names))
+    match options.command:
+        case "train":
+            is_sweep = options.multirun or "experiment" in names
+        case "tune":
+            is_sweep = "sweep.workers=1" not in options.overrides
+        case command:
+            is_sweep = command == "cost"
     return is_sweep and names.isdisjoint({"hydra/launcher", "sweep.engine"})
 
 

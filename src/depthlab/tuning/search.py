@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import multiprocessing.connection
+import os
 import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,9 +12,10 @@ from pathlib import Path
 
 import torch
 
+from depthlab import _processes
 from depthlab.config import ConfigError, Range, RunConfig, Value
 from depthlab.runs import DiskFullError, Run, Status, StoreError, execute
-from depthlab.runs.interrupts import Stop, Stopped, interrupted_by_all, interrupts_ignored
+from depthlab.runs.interrupts import Stop, Stopped, interrupted_by_all
 from depthlab.runs.locks import LeaseLostError
 from depthlab.runs.progress import tell
 from depthlab.runs.run import one_line
@@ -26,6 +27,9 @@ from depthlab.tuning.study import MOST_LOST, Study, Trial
 
 UNUSABLE = 3
 """Exit status of a worker that could not store its results, and has said so."""
+
+UNKNOWN = 255
+"""Exit status that Python makes up for a worker when the process that it was forked from has been killed."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +140,7 @@ def _in_processes(task: Search, study: Study, count: int, progress: Progress) ->
     """Keeps workers at it. One that the system kills is replaced, and its trial begun again."""
     deaths_left = count + task.trials * (MOST_LOST + 1)
     processes: list[BaseProcess] = []
+    _processes.warm_up()
     try:
         processes += [_started(task) for _ in range(count)]
         while processes:
@@ -154,6 +159,9 @@ def _in_processes(task: Search, study: Study, count: int, progress: Progress) ->
 
 def _was_killed(process: BaseProcess) -> bool:
     """Whether a signal ended it. Raises StoreError if it ended itself because it could not go on."""
+    if process.exitcode == UNKNOWN:
+        tell("the process that those of the search are forked from was killed; what they cannot end is begun again")
+        return True
     if process.exitcode and process.exitcode > 0:
         raise StoreError("a process of the search could not go on, for the reason above; type the same command later")
     if process.exitcode:
@@ -162,14 +170,15 @@ def _was_killed(process: BaseProcess) -> bool:
 
 
 def _started(task: Search) -> BaseProcess:
-    process = multiprocessing.get_context("spawn").Process(target=_worker, args=(task,))
-    with interrupts_ignored():
+    process = _processes.context().Process(target=_worker, args=(dict(os.environ), task))
+    with _processes.signals_deferred():
         process.start()
     return process
 
 
-def _worker(task: Search) -> None:
+def _worker(environment: Mapping[str, str], task: Search) -> None:
     prepare_worker(task.threads)
+    _processes.settle(environment)
     try:
         with task.study() as study:
             work(task, study)

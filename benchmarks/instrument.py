@@ -56,12 +56,13 @@ def stretch(attach: Attach, watched: Training, unwatched: Training, options: arg
     """Seconds of an update with the tool attached, and of one of an unwatched net in turns with it: means."""
     gc.collect()
     with attach(watched) as training:
-        settle(training.update, options.settle, options.limit)
-        settle(unwatched.update, SETTLED, options.limit)
         with_tool, without = Turns(), Turns()
+        update, other_update = limited(training.update), limited(unwatched.update)
+        settle(update, options.settle, options.limit)
+        settle(other_update, SETTLED, options.limit)
         while with_tool.pieces < options.steps or with_tool.seconds < options.least:
-            without.take(unwatched.update, unwatched.wait)
-            with_tool.take(limited(training.update), watched.wait)
+            without.take(other_update, unwatched.wait)
+            with_tool.take(update, watched.wait)
             if with_tool.seconds >= options.limit:
                 break
     return with_tool.mean, without.mean
@@ -71,7 +72,7 @@ def settle(update: Callable[[], object], steps: int, limit: float) -> None:
     """So many updates, or fewer if these take so many seconds."""
     begin = time.perf_counter()
     for _ in range(steps):
-        limited(update)()
+        update()
         if time.perf_counter() - begin > limit:
             return
 

@@ -176,6 +176,18 @@ def test_what_a_group_costs_while_it_is_not_due_is_no_reading_but_is_paid() -> N
     assert budget.cost > 0.1
 
 
+@pytest.mark.parametrize(("aside", "interval"), [(0.04, 20), (0.2, 120)])
+def test_steps_that_read_nothing_are_paid_first(aside: float, interval: int) -> None:
+    """1.2 / (0.1 - 0.04); where nothing would be left, a tenth of the budget is kept for reading."""
+    budget = Budget(0.1, {"a": 4})
+    for number in range(100):
+        spent = aside + 1.2 * budget.is_due("a", number)
+        budget.spend("a", 1.2 * budget.is_due("a", number))
+        budget.spend("loss", aside)
+        budget.step(None if number == 0 else 1.0 + spent)
+    assert budget.intervals == {"a": interval}
+
+
 def look(budget: Budget, *, steps: int) -> None:
     """Steps of a second, those at which outputs are due of 1.4: 0.1 could be timed, 0.3 could not."""
     for number in range(steps):

@@ -12,6 +12,9 @@ from depthlab.probes import PROBES
 SETTLE_AFTER = (10, 30, 100)
 """Steps after which intervals are set anew; from the last on, each time as many steps have passed."""
 
+LEAST_PART = 0.1
+"""Of what may be spent, what readings have, though the steps without any cost more than the rest: nets of a moment."""
+
 GROUPS = {
     "gradient": "gradients",
     "weight": "weights",
@@ -46,6 +49,7 @@ class Budget:
         self.intervals = dict(intervals)
         self._costs: dict[str, deque[float]] = {group: deque(maxlen=SETTLE_AFTER[-1]) for group in intervals}
         self._steps: deque[float] = deque(maxlen=SETTLE_AFTER[-1])
+        self._asides: deque[float] = deque(maxlen=SETTLE_AFTER[-1])
         self._pending: defaultdict[str, float] = defaultdict(float)
         self._looked: deque[float] = deque(maxlen=SETTLE_AFTER[-1])
         self._looks = 0
@@ -77,7 +81,8 @@ class Budget:
         spent = sum(self._pending.values())
         for group in self._pending.keys() & self._costs.keys():
             if self.is_due(group, self._count):
-                self._costs[group].append(self._pending[group])
+                self._costs[group].append(self._pending.pop(group))
+        self._asides.append(sum(self._pending.values()))  # of asking the clock, and of noting the loss, at every step
         self._pending.clear()
         self._count += 1
         if seconds is None:
@@ -108,7 +113,8 @@ class Budget:
 
     def _settle(self, share: float) -> None:
         """Gives each group the interval that keeps it within its part; what cheap groups leave goes to the others."""
-        left = share * statistics.median(self._steps or self._looked)
+        room = share * statistics.median(self._steps or self._looked)
+        left = max(room - statistics.median(self._asides), LEAST_PART * room)
         needs = {group: statistics.median(costs) for group, costs in self._costs.items() if costs}
         if "outputs" in needs:
             needs["outputs"] += self._untimed

@@ -229,7 +229,8 @@ def measured(options: argparse.Namespace, apart: ProcessPoolExecutor) -> str:
         heads.append(f"> {speed(seconds, 'depthlab', 'bare')} ({name}){beside}")
     return f"""# What is around the step
 
-> Batches, probes and readings included, a run's updates go at this share of the speed of a bare loop's:
+> On {options.threads} thread{"s" * (options.threads > 1)}, batches, probes and readings included, a run's updates go
+> at this share of the speed of a bare loop's:
 {(";" + chr(10)).join(heads)}.
 
 {circumstances()}

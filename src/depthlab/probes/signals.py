@@ -13,14 +13,10 @@ from torch import Tensor, nn
 
 from depthlab.probes import statistics
 from depthlab.probes.catalogue import PROBES, Readout
-from depthlab.probes.norms import norms
 from depthlab.probes.trace import Trace
 
 SAMPLE_ENTRIES = 2**16
 """A sample of an output holds about this many entries at most: of large images and long texts, a grid of places."""
-
-IN_PIECES_FROM = 2**16
-"""Entries of an output's gradient from which on its norm is computed as those of weights are."""
 
 EDGES = {
     "tanh": statistics.SATURATION_EDGES[nn.Tanh],
@@ -170,9 +166,7 @@ class Signals:
         """Called by the trace, during backward."""
         forward = forward or self._now
         if weight in self._wanted:
-            # of large maps a third of the time; of small ones its operations take longer than the entries
-            norm = norms([gradient])[0] if gradient.numel() >= IN_PIECES_FROM else statistics.norm(gradient)
-            forward.gradients[weight].append(norm)
+            forward.gradients[weight].append(statistics.norm(gradient))
             forward.entries[weight] += gradient.numel()
 
     @torch.no_grad()

@@ -63,11 +63,11 @@ def test_a_node_dies_in_the_midst_of_a_sweep(cluster: Slurm, tmp_path: Path, und
 def test_a_time_limit_is_no_end(cluster: Slurm, tmp_path: Path, undisturbed: Readings) -> None:
     """A minute, of which Slurm takes up to another off: the run is saved, its job queued again, until it is through."""
     limits = ["sweep.slurm.timeout_min=1", "sweep.slurm.parameters=[signal:USR2@20]"]
-    with sweep_on(cluster, tmp_path, 40_000, *limits) as sweep:
+    with sweep_on(cluster, tmp_path, 24_000, *limits) as sweep:
         assert sweep.ends() == 0, sweep.told + cluster.log()
     assert sweep.counts() == (4, 0, 0)
     assert resumed(sweep.runs) >= 1
-    assert sweep.readings() == undisturbed(40_000)
+    assert sweep.readings() == undisturbed(24_000)
 
 
 def test_a_job_that_is_more_urgent_goes_first(cluster: Slurm, tmp_path: Path, undisturbed: Readings) -> None:
